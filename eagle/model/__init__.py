@@ -1,0 +1,1 @@
+"""The decoding core: heads, trees, target, verification and the loop that joins them."""

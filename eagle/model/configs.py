@@ -1,0 +1,125 @@
+"""What a draft head and its trees look like: `EConfig` for weights, `TreeConfig` for drafting, the tapped layers.
+
+Knows published `config.json` fields; knows no tensors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import LlamaConfig, PreTrainedConfig
+
+from eagle.model.choices import mc_sim_7b_63
+from eagle.model.tree import StaticLevel, static_levels
+
+
+class EConfig(LlamaConfig):  # type: ignore[misc]
+    """Configuration of a draft head: Llama fields of its decoder layer plus what EAGLE adds.
+
+    Without `rope_theta` the rotary base is 10000; the target's is never inherited. `num_hidden_layers` is the head's.
+
+    Attributes:
+        draft_vocab_size: rows of the head's own output matrix (EAGLE-3); None means `vocab_size`.
+        target_hidden_size: width of the target where it differs from the head's.
+        qkv_bias: bias on the q, k and v projections.
+        bias: bias on `fc` (EAGLE-1/2); the weights decide where they disagree.
+        norm_before_residual: the residual is taken after `hidden_norm` (EAGLE-3).
+        norm_before_fc: one RMSNorm over the three concatenated features, `input_norm`.
+        fc_norm: one RMSNorm per tapped layer, `fc_norm.0` to `fc_norm.2`.
+        norm_output: the hidden state fed to the next draft step is the one after `norm`.
+        tap_layers: decoder layers whose *inputs* are the features; None means 2, n//2, n-3.
+    """
+
+    model_type = "eagle_head"
+
+    draft_vocab_size: int | None = None
+    target_hidden_size: int | None = None
+    qkv_bias: bool = False
+    bias: bool = True
+    norm_before_residual: bool = False
+    norm_before_fc: bool = False
+    fc_norm: bool = False
+    norm_output: bool = False
+    tap_layers: list[int] | None = None
+
+
+def tapped_layers(config: EConfig, target_layers: int) -> tuple[int, int, int]:
+    """Return the three decoder layers whose inputs an EAGLE-3 head reads.
+
+    Raises:
+        ValueError: the target is too shallow for the default, or the configured layers do not fit it.
+    """
+    taps = tuple(config.tap_layers or (2, target_layers // 2, target_layers - 3))
+    if len(taps) != 3 or sorted(set(taps)) != list(taps) or not 0 <= taps[0] <= taps[-1] < target_layers:
+        raise ValueError(
+            f"tap_layers={list(taps)} do not name three rising layers of a target with {target_layers} layers; "
+            f"the default (2, n//2, n-3) needs at least 6: set tap_layers in the head's config.json"
+        )
+    return taps  # type: ignore[return-value]
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the part of a model's configuration that describes its text decoder."""
+    return config.get_text_config(decoder=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeConfig:
+    """How a drafter grows its tree.
+
+    Attributes:
+        total_token: nodes of the tree, root included; clipped to what `depth` and `top_k` can fill.
+        depth: expansions after the first, so at most `depth + 1` drafted levels.
+        top_k: children per expanded node and nodes expanded per level.
+        threshold: nodes with a cumulative probability below it are dropped; 1.0 means none is.
+        static: levels of a fixed EAGLE-1 tree; None grows by confidence (EAGLE-2).
+    """
+
+    total_token: int = 60
+    depth: int = 7
+    top_k: int = 10
+    threshold: float = 1.0
+    static: tuple[StaticLevel, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.total_token < 2:
+            raise ValueError(f"total_token={self.total_token} must be at least 2 (the root and one draft), or -1")
+        if self.depth < 0:
+            raise ValueError(f"depth={self.depth} must be 0 or more")
+        if self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k} must be 1 or more")
+        if not 0.0 < self.threshold <= 1.0:
+            raise ValueError(f"threshold={self.threshold} must lie in (0, 1]; 1.0 drops nothing")
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the tree that is really built, root included."""
+        if self.static is not None:
+            return 1 + sum(len(level.rank) for level in self.static)
+        return min(self.total_token, 1 + self.top_k + self.depth * self.top_k**2)
+
+    @property
+    def levels(self) -> int:
+        """Most nodes on one path, root included."""
+        return 1 + (len(self.static) if self.static is not None else min(self.depth + 1, self.nodes - 1))
+
+    @property
+    def scratch(self) -> int:
+        """Slots that drafting needs in the head's cache beyond the accepted tokens."""
+        if self.static is not None:
+            return max(self.levels, sum(len(level.expand) for level in self.static[1:]))
+        return max(self.levels, self.depth * self.top_k)
+
+
+def tree_config(
+    total_token: int,
+    depth: int,
+    top_k: int,
+    threshold: float,
+    tree: str | Sequence[Sequence[int]] = "dynamic",
+) -> TreeConfig:
+    """Build a `TreeConfig` from `EaModel.from_pretrained`'s arguments; `tree` is "dynamic", "static" or paths."""
+    if isinstance(tree, str) and tree not in ("dynamic", "static"):
+        raise ValueError(f"tree={tree!r} must be 'dynamic', 'static' or a list of root-to-node paths")
+    paths = mc_sim_7b_63 if tree == "static" else tree
+    static = None if tree == "dynamic" else static_levels(paths)  # type: ignore[arg-type]
+    return TreeConfig(total_token=total_token, depth=depth, top_k=top_k, threshold=threshold, static=static)

@@ -1,0 +1,324 @@
+"""The loop: prefill, then draft, verify, accept, commit until every row has ended.
+
+`decode` is a generator of `DecodeStep`; collecting and streaming both consume it. Plain decoding is the same loop with
+a tree that is only its root. Each stage runs under `no_grad`; no `yield` does, because that would leak into the caller.
+
+Shapes: B rows still in the batch, R rows the call began with, S prompt tokens, A path, V vocabulary.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import StoppingCriteriaList
+
+from eagle.model.drafter import Drafter, DraftState
+from eagle.model.kv_cache import KVCache
+from eagle.model.sampling import Sampler
+from eagle.model.stats import GenerationStats
+from eagle.model.target import Taps, TargetModel
+from eagle.model.tree import DraftTree, root_only
+from eagle.model.verify import Acceptance, accept, accept_stepwise
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call, checked and prepared.
+
+    Attributes:
+        ids_RS: prompt ids, left-padded.
+        attention_mask_RS: None where nothing is padded.
+        limit: most tokens of a row, prompt and pads included.
+        eos: ids that end a row.
+        pad: id that finished rows emit.
+        sampler: how tokens are picked.
+        criteria: further stopping criteria, asked after every token as in `generate`.
+    """
+
+    ids_RS: torch.Tensor
+    attention_mask_RS: torch.Tensor | None
+    limit: int
+    eos: frozenset[int]
+    pad: int
+    sampler: Sampler
+    criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
+    bucket: bool = False
+
+    @property
+    def pads(self) -> list[int]:
+        """Left pads per row."""
+        if self.attention_mask_RS is None:
+            return [0] * len(self.ids_RS)
+        return (self.attention_mask_RS == 0).sum(-1).tolist()
+
+
+@dataclass(frozen=True)
+class DecodeStep:
+    """What one step emitted, for all R rows.
+
+    Attributes:
+        tokens: new token ids per row; empty for rows that had ended.
+        drafted: drafted nodes verified per active row; 0 for the prefill and plain decoding.
+        accepted: drafted tokens the target agreed with, per row, before cutting at an end.
+        finished: why a row has ended ("eos", "length", "criteria"), None while it goes on.
+        tree: the verified tree of the rows in `tree_rows`; None for the prefill.
+        tree_rows: numbers of the rows the tree belongs to.
+    """
+
+    tokens: list[list[int]]
+    drafted: int
+    accepted: list[int]
+    finished: list[str | None]
+    tree: DraftTree | None = None
+    tree_rows: tuple[int, ...] = ()
+
+
+class Rows:
+    """The ids of all rows and why each ended; the one place where a row is stopped."""
+
+    def __init__(self, request: Request) -> None:
+        count, self.prompt = request.ids_RS.shape
+        self.request = request
+        self.new: list[list[int]] = [[] for _ in range(count)]
+        self.finished: list[str | None] = [None] * count
+        # Ids on the device are kept only for whoever reads prefixes.
+        self._keeps_ids = bool(request.criteria) or not request.sampler.is_stateless
+        if self._keeps_ids:
+            self._ids_RT = torch.full((count, request.limit), request.pad, device=request.ids_RS.device)
+            self._ids_RT[:, : self.prompt] = request.ids_RS
+
+    def length(self, row: int) -> int:
+        """Return how many ids a row has, prompt and pads included."""
+        return self.prompt + len(self.new[row])
+
+    def push(self, row: int, token: int) -> bool:
+        """Append an emitted token and tell whether the row ends with it."""
+        if self._keeps_ids:
+            self._ids_RT[row, self.length(row)] = token
+        self.new[row].append(token)
+        if token in self.request.eos:
+            self.finished[row] = "eos"
+        elif self.length(row) >= self.request.limit:
+            self.finished[row] = "length"
+        # Asked even where the row has ended: a criterion sees every token, as in `generate`.
+        if self.request.criteria and bool(self.request.criteria(self.prefix(row), None).all()):
+            self.finished[row] = self.finished[row] or "criteria"
+        return self.finished[row] is not None
+
+    def prefix(self, row: int) -> torch.Tensor:
+        """Return a row's ids so far [1, L], prompt and pads included."""
+        return self._ids_RT[row : row + 1, : self.length(row)]
+
+    def ids(self) -> torch.Tensor:
+        """Return all ids so far [R, S + T], shorter rows padded on the right."""
+        return self.padded(range(len(self.new)), self.prompt + max(map(len, self.new)))
+
+    def padded(self, rows: Sequence[int], width: int) -> torch.Tensor:
+        """Return the ids of some rows [B, width], finished ones filled with the pad id."""
+        tails = [(self.new[row] + [self.request.pad] * width)[: width - self.prompt] for row in rows]
+        prompt_BS = self.request.ids_RS[list(rows)]
+        return torch.cat([prompt_BS, torch.tensor(tails, dtype=torch.int64, device=prompt_BS.device)], 1)
+
+
+class Generation:
+    """The state of one running call; `step` is the algorithm."""
+
+    def __init__(self, target: TargetModel, drafter: Drafter | None, request: Request, taps: Taps) -> None:
+        self.target, self.request, self.taps = target, request, taps
+        self.rows = Rows(request)
+        self.running = list(range(len(request.ids_RS)))
+        self.stats = GenerationStats()
+        switch = target.rope_switch
+        # In `generate` rows advance in lock-step and the longest decides over all rows' frequencies; only plain
+        # decoding does so too.
+        is_batch = len(self.running) > 1 or any(request.pads)
+        if switch is not None and is_batch and request.limit > switch.position:
+            drafter = None
+        self.drafter = drafter
+        self.roots_B = torch.empty(0, dtype=torch.int64)
+        self._start()
+
+    def _start(self) -> None:
+        """Allocate caches for the rows that run."""
+        pads = [self.request.pads[row] for row in self.running]
+        nodes = self.drafter.tree.nodes if self.drafter is not None else 1
+        batch, capacity = len(self.running), self.request.limit + nodes
+        self.cache: KVCache = self.target.new_cache(batch, capacity, pads, self.request.bucket)
+        self.draft_state: DraftState | None = None
+        if self.drafter is not None:
+            self.draft_state = self.drafter.start(batch, self.request.limit, pads, self.request.bucket)
+
+    def prefill(self) -> DecodeStep:
+        """Run the prompt and pick the first token of every row."""
+        started = time.perf_counter()
+        mask = self.request.attention_mask_RS
+        self.stats.prompt_tokens = int(self.request.ids_RS.numel() if mask is None else mask.sum())
+        step = self._prefill(self.request.ids_RS, mask)
+        self.stats.prefill_seconds += time.perf_counter() - started
+        return step
+
+    @torch.no_grad()
+    def _prefill(self, ids_BS: torch.Tensor, mask_BS: torch.Tensor | None) -> DecodeStep:
+        features: list[torch.Tensor] = []
+
+        def feed_head(start: int, features_BSF: torch.Tensor) -> None:
+            # The last position's partner is the token still to be picked.
+            end = min(start + features_BSF.shape[1], ids_BS.shape[1] - 1)
+            features[:] = [features_BSF[:, -1:]]
+            if end > start:
+                assert self.drafter is not None and self.draft_state is not None
+                counts = [end - start] * len(ids_BS)
+                tokens_BS = ids_BS[:, start + 1 : end + 1]
+                self.drafter.observe(self.draft_state, features_BSF[:, : end - start], tokens_BS, counts)
+
+        on_features = feed_head if self.drafter is not None else None
+        logits_BV = self.target.prefill(ids_BS, mask_BS, self.cache, self.taps if on_features else None, on_features)
+        tree = root_only(torch.zeros(len(ids_BS), dtype=torch.int64, device=logits_BV.device))
+        acceptance, tokens = self._accept(tree, logits_BV[:, None])
+        self.roots_B = acceptance.next_token_B
+        if self.drafter is not None and self.draft_state is not None:
+            ones = [1] * len(self.running)
+            self.drafter.observe(self.draft_state, features[0], self.roots_B[:, None], ones)
+        return self._emit(tokens, 0, [0] * len(self.running), None)
+
+    @torch.no_grad()
+    def step(self) -> DecodeStep:
+        """Draft, verify, accept and commit once."""
+        started = time.perf_counter()
+        self._leave()
+        if self._crosses_switch():
+            return self._recompute(started)
+        tree = self._draft()
+        active = [row for row in self.running if self.rows.finished[row] is None]
+        output = self.target.verify(tree, self.cache, self.taps if self.drafter is not None else None)
+        acceptance, tokens = self._accept(tree, output.logits_BNV)
+        # The one read of the step: everything the host needs to know.
+        path, accepted = acceptance.path_BA.tolist(), acceptance.n_accepted_B.tolist()
+        idle = 1 if self.drafter is None else 0  # plain decoding keeps ended rows in step, as `generate` does
+        ended = [self.rows.finished[row] is not None and row not in active for row in self.running]
+        counts = [idle if end else n + 1 for n, end in zip(accepted, ended, strict=True)]
+        in_place = all(p[:c] == list(range(c)) for p, c in zip(path, counts, strict=True))
+        self.cache.commit(acceptance.path_BA, counts, in_place)
+        self.roots_B = acceptance.next_token_B
+        if self.drafter is not None and self.draft_state is not None:
+            features_BNF = output.features_BNF
+            assert features_BNF is not None
+            index_BAF = acceptance.path_BA[..., None].expand(-1, -1, features_BNF.shape[-1])
+            self.drafter.observe(self.draft_state, features_BNF.gather(1, index_BAF), acceptance.tokens_BA, counts)
+        step = self._emit(tokens, tree.size - 1, accepted, tree)
+        active_accepted = [accepted[self.running.index(row)] for row in active]
+        self.stats.record_step(tree.size - 1, active_accepted, time.perf_counter() - started)
+        return step
+
+    def _draft(self) -> DraftTree:
+        """Grow a tree, or take the root alone where nothing deeper could be accepted."""
+        limits = [self._deepest(row) for row in self.running]
+        if self.drafter is None or self.draft_state is None or max(limits) == 0:
+            return root_only(self.roots_B)
+        tree = self.drafter.draft(self.draft_state, self.roots_B)
+        return tree.limited(limits) if min(limits) < tree.levels - 1 else tree
+
+    def _deepest(self, row: int) -> int:
+        """Return the depth below a row's root that it may accept."""
+        if self.rows.finished[row] is not None:
+            return 0
+        length = self.rows.length(row)
+        # The deepest accepted node is followed by a bonus token, the last one the limit allows.
+        deepest = max(0, self.request.limit - length - 1)
+        switch = self.target.rope_switch
+        if switch is not None:
+            root = length - 1 - self.request.pads[row]
+            if root < switch.position:
+                deepest = min(deepest, switch.position - 1 - root)
+            elif switch.plain_beyond:
+                deepest = 0
+        return deepest
+
+    def _crosses_switch(self) -> bool:
+        """Tell whether the root is the first token beyond the switch of a target that then recomputes its cache."""
+        switch = self.target.rope_switch
+        return switch is not None and switch.recompute and max(self.cache.lengths) == switch.position
+
+    def _recompute(self, started: float) -> DecodeStep:
+        """Run everything so far through the target anew, as transformers does when long frequencies set in."""
+        width = max(self.cache.lengths) + 1
+        self._start()
+        mask = self.request.attention_mask_RS
+        if mask is not None:
+            mask = torch.nn.functional.pad(mask[self.running], (0, width - mask.shape[1]), value=1)
+        active = [row for row in self.running if self.rows.finished[row] is None]
+        step = self._prefill(self.rows.padded(self.running, width), mask)
+        self.stats.record_step(0, [0] * len(active), time.perf_counter() - started)
+        return step
+
+    def _accept(self, tree: DraftTree, logits_BNV: torch.Tensor) -> tuple[Acceptance, list[list[int]]]:
+        """Walk the tree; return the walk and what each running row emits, cut where the row ends."""
+        rows, running, sampler = self.rows, self.running, self.request.sampler
+        active = [rows.finished[row] is None for row in running]
+        before = [len(rows.new[row]) for row in running]
+        # Ended rows are walked along without effect; they ask for noise that is there anyway.
+        soonest = min(t for t, is_active in zip(before, active, strict=True) if is_active)
+        positions = [t if is_active else soonest for t, is_active in zip(before, active, strict=True)]
+        if sampler.noise is not None:
+            sampler.noise.forget_before(soonest - 1)
+        if sampler.is_stateless:
+            acceptance = accept(tree, logits_BNV, sampler, positions, running)
+            self._push_all(acceptance, active)
+        else:
+            acceptance = accept_stepwise(
+                tree,
+                logits_BNV,
+                sampler,
+                prefix=lambda index: rows.prefix(running[index]),
+                push=lambda index, token: rows.push(running[index], token),
+                positions=positions,
+                rows=running,
+                active=active,
+            )
+        return acceptance, [rows.new[row][start:] for row, start in zip(running, before, strict=True)]
+
+    def _push_all(self, acceptance: Acceptance, active: Sequence[bool]) -> None:
+        tokens, accepted = acceptance.tokens_BA.tolist(), acceptance.n_accepted_B.tolist()
+        for index, row in enumerate(self.running):
+            for token in tokens[index][: accepted[index] + 1] if active[index] else ():
+                if self.rows.push(row, token):
+                    break
+
+    def _emit(
+        self, tokens: Sequence[list[int]], drafted: int, accepted: Sequence[int], tree: DraftTree | None
+    ) -> DecodeStep:
+        count = len(self.rows.new)
+        all_tokens: list[list[int]] = [[] for _ in range(count)]
+        all_accepted = [0] * count
+        for row, new, n in zip(self.running, tokens, accepted, strict=True):
+            all_tokens[row], all_accepted[row] = new, n
+        self.stats.new_tokens += sum(map(len, tokens))
+        rows = tuple(self.running) if tree is not None else ()
+        return DecodeStep(all_tokens, drafted, all_accepted, list(self.rows.finished), tree, rows)
+
+    def _leave(self) -> None:
+        """Drop finished rows from the batch once half of it is done."""
+        keep = [i for i, row in enumerate(self.running) if self.rows.finished[row] is None]
+        if 2 * len(keep) > len(self.running):
+            return
+        self.cache.keep_rows(keep)
+        self.roots_B = self.roots_B[keep]
+        if self.draft_state is not None:
+            self.draft_state.keep_rows(keep)
+        self.running = [self.running[i] for i in keep]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every row has ended."""
+        return all(reason is not None for reason in self.rows.finished)
+
+
+def decode(generation: Generation) -> Iterator[DecodeStep]:
+    """Yield the first tokens, then one step after another until every row has ended."""
+    yield generation.prefill()
+    while not generation.is_done:
+        yield generation.step()
+    noise = generation.request.sampler.noise
+    if noise is not None:
+        noise.rewind(max(map(len, generation.rows.new)))

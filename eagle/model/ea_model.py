@@ -1,0 +1,244 @@
+"""`EaModel`: a Hugging Face causal LM with a draft head, generating the same tokens in fewer forwards.
+
+Owns the public interface: loading, argument checks, and collecting or streaming what `decoding` yields. The base model
+is never changed.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+
+from eagle.model.autotree import fastest_tree
+from eagle.model.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights
+from eagle.model.configs import tapped_layers, tree_config
+from eagle.model.decoding import Generation, decode
+from eagle.model.drafter import Drafter
+from eagle.model.head import EagleHead
+from eagle.model.request import Call, prepare, reference_signature
+from eagle.model.stats import GenerationStats
+from eagle.model.support import ATTENTION
+from eagle.model.target import Taps, TargetModel
+
+logger = logging.getLogger(__name__)
+
+
+class EaModel(nn.Module):
+    """A base model and its draft head behind the reference's interface.
+
+    Args:
+        use_eagle3: None reads the kind of head from the checkpoint; True or False must agree with it.
+        base_model: a loaded causal LM; it is used as it is.
+        base_model_name_or_path: where its tokenizer is.
+        ea_model_path: folder or Hub id of the head.
+        total_token: nodes of the draft tree, root included; -1 measures and chooses.
+        depth: expansions of the tree after the first.
+        top_k: children per expanded node.
+        threshold: drop nodes with a smaller cumulative probability; 1.0 drops none.
+        ea_layer_state_dict: the head's tensors, where they are loaded already.
+        tree: "dynamic" (EAGLE-2 and 3), "static" (EAGLE-1), or a list of root-to-node paths.
+        hub: revision, token, cache_dir, … for the head's download.
+
+    Raises:
+        ValueError: head and target, or arguments, do not fit; the message names both values.
+        FileNotFoundError: the head's configuration or weights are missing.
+        NotImplementedError: the target cannot verify trees exactly.
+    """
+
+    def __init__(
+        self,
+        use_eagle3: bool | None,
+        base_model: Any,
+        base_model_name_or_path: str,
+        ea_model_path: str,
+        total_token: int = 60,
+        depth: int = 7,
+        top_k: int = 10,
+        threshold: float = 1.0,
+        ea_layer_state_dict: dict[str, torch.Tensor] | None = None,
+        *,
+        tree: str | Sequence[Sequence[int]] = "dynamic",
+        **hub: Any,
+    ) -> None:
+        super().__init__()
+        trees = tree_config(60 if total_token == -1 else total_token, depth, top_k, threshold, tree)
+        self.target = TargetModel(base_model)
+        self.base_model = base_model
+        self.base_model_name_or_path = base_model_name_or_path
+        self.config = base_model.config
+        self.hidden_size = self.target.config.hidden_size
+        self.vocab_size = self.target.vocabulary
+        state = ea_layer_state_dict if ea_layer_state_dict is not None else read_weights(ea_model_path, **hub)
+        head = build_head(read_config(ea_model_path, **hub), state, self.target.config)
+        self.use_eagle3 = not isinstance(head, EagleHead)
+        if use_eagle3 is not None and use_eagle3 != self.use_eagle3:
+            raise ValueError(f"use_eagle3={use_eagle3}, but {ea_model_path!r} holds an {head.kind} head")
+        self._taps: Taps = tapped_layers(head.config, len(self.target.layers)) if self.use_eagle3 else "last"
+        head.to(device=self.target.device, dtype=base_model.dtype)
+        self.ea_layer = Drafter(head, trees, self.target.embed, self.target.output_logits)
+        if trees.nodes < trees.total_token and trees.static is None:
+            logger.info("total_token=%d clipped to %d: depth and top_k fill no more", total_token, trees.nodes)
+        self.stats = GenerationStats()
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.eval()
+        if total_token == -1:
+            self.ea_layer.tree = fastest_tree(self.target, self.ea_layer, self._taps)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        use_eagle3: bool | None = None,
+        base_model_path: str | None = None,
+        ea_model_path: str | None = None,
+        total_token: int = 60,
+        depth: int = 7,
+        top_k: int = 10,
+        threshold: float = 1.0,
+        *,
+        tree: str | Sequence[Sequence[int]] = "dynamic",
+        **kwargs: Any,
+    ) -> "EaModel":
+        """Load a base model and a draft head.
+
+        Args:
+            use_eagle3, total_token, depth, top_k, threshold, tree: see the class.
+            base_model_path: folder or Hub id of any decoder-only causal LM.
+            ea_model_path: folder or Hub id of the head.
+            kwargs: passed to the base model's `from_pretrained` (`torch_dtype`, `device_map`, `attn_implementation`,
+                `load_in_8bit`, `quantization_config`, …); `revision` applies to the base model alone.
+        """
+        if base_model_path is None or ea_model_path is None:
+            raise ValueError("from_pretrained needs base_model_path and ea_model_path")
+        tree_config(60 if total_token == -1 else total_token, depth, top_k, threshold, tree)
+        hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs and name != "revision"}
+        read_config(str(ea_model_path), **hub)  # a missing head is found before minutes of loading
+        base_model = _load_base(str(base_model_path), kwargs)
+        return cls(
+            use_eagle3,
+            base_model,
+            str(base_model_path),
+            str(ea_model_path),
+            total_token,
+            depth,
+            top_k,
+            threshold,
+            tree=tree,
+            **hub,
+        )
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base model's tokenizer, loaded on first use.
+
+        Raises:
+            FileNotFoundError: the base model's folder has none.
+        """
+        if self._tokenizer is None:
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(self.base_model_name_or_path)
+            except (OSError, ValueError) as error:
+                raise FileNotFoundError(f"no tokenizer in {self.base_model_name_or_path!r}: {error}") from error
+        return self._tokenizer
+
+    def get_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Return the base model's tokenizer."""
+        return self.tokenizer
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        output_orig: bool = False,
+        position_ids: torch.Tensor | None = None,
+    ) -> tuple[Any, ...]:
+        """Run the base model once and return what a head reads beside its output (the reference's method).
+
+        Returns:
+            `(outputs, hidden)`, or `(outputs, logits, hidden)` with `output_orig`; `hidden` [B, S, F] are the
+            features: F is the hidden size (EAGLE-1/2) or three times that (EAGLE-3).
+        """
+        with self.target.tapped(self._taps) as caught:
+            outputs = self.base_model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+        hidden = self.target.joined(caught, self._taps)
+        return (outputs, outputs.logits, hidden) if output_orig else (outputs, hidden)
+
+    @reference_signature
+    def eagenerate(self, input_ids: torch.Tensor, call: Call, log: bool) -> Any:
+        """Generate with the draft head; the ids are those the base model would have produced alone.
+
+        Takes `(input_ids, temperature=0.0, top_p=0.0, top_k=0.0, max_new_tokens=512, max_length=2048, log=False,
+        is_llama3=False)` and the keyword-only `Extras` (`attention_mask`, `generator`, `logits_processor`,
+        `stopping_criteria`, `stop_strings`).
+
+        Returns:
+            ids [B, S + T] with the prompt, finished rows padded; with `log` a tuple `(ids, new_token, idx)`: new
+            tokens of the longest row and the 0-based number of the last verify forward.
+
+        Raises:
+            ValueError: a bad argument, with its value and the allowed range.
+        """
+        return self._collect(self._start(self.ea_layer, input_ids, call), log)
+
+    @reference_signature
+    def naivegenerate(self, input_ids: torch.Tensor, call: Call, log: bool) -> Any:
+        """Generate without drafting, by the same loop: the honest baseline. Arguments as in `eagenerate`."""
+        return self._collect(self._start(None, input_ids, call), log)
+
+    @reference_signature
+    def ea_generate(self, input_ids: torch.Tensor, call: Call, log: bool) -> Iterator[torch.Tensor]:
+        """Yield all ids so far, prompt included, after every step. Arguments as in `eagenerate`; `log` is ignored."""
+        return self._stream(self._start(self.ea_layer, input_ids, call))
+
+    @reference_signature
+    def naive_generate(self, input_ids: torch.Tensor, call: Call, log: bool) -> Iterator[torch.Tensor]:
+        """Yield all ids so far after every token, without drafting. Arguments as in `eagenerate`; `log` is ignored."""
+        return self._stream(self._start(None, input_ids, call))
+
+    def _start(self, drafter: Drafter | None, input_ids: torch.Tensor, call: Call) -> Generation:
+        """Check the call and allocate its caches; nothing has run yet."""
+        request = prepare(call, input_ids, self.target, lambda: self.tokenizer)
+        generation = Generation(self.target, drafter, request, self._taps)
+        self.stats = generation.stats
+        return generation
+
+    def _collect(self, generation: Generation, log: bool) -> Any:
+        for _ in decode(generation):
+            pass
+        ids_BT = generation.rows.ids()
+        new_token = ids_BT.shape[1] - generation.rows.prompt
+        return (ids_BT, new_token, max(0, generation.stats.steps - 1)) if log else ids_BT
+
+    def _stream(self, generation: Generation) -> Iterator[torch.Tensor]:
+        for _ in decode(generation):
+            yield generation.rows.ids()
+
+
+def _load_base(path: str, kwargs: dict[str, Any]) -> Any:
+    """Load the base model with sdpa or eager attention; translate arguments that transformers 5 dropped."""
+    kwargs = dict(kwargs)
+    wanted = kwargs.get("attn_implementation")
+    if wanted is not None and wanted not in ATTENTION:
+        raise ValueError(f"attn_implementation={wanted!r} reads a tree mask as padding; use one of {ATTENTION}")
+    bits = {name: kwargs.pop(name) for name in ("load_in_8bit", "load_in_4bit") if name in kwargs}
+    if any(bits.values()):
+        kwargs.setdefault("quantization_config", BitsAndBytesConfig(**bits))
+    if "torch_dtype" in kwargs:
+        kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
+    base_model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+    if base_model.config._attn_implementation not in ATTENTION:
+        logger.warning(
+            "the base model's default attention %r cannot carry a tree mask: using sdpa",
+            base_model.config._attn_implementation,
+        )
+        base_model.set_attn_implementation("sdpa")
+    return base_model

@@ -1,0 +1,213 @@
+"""Draft heads: EAGLE-1/2 and EAGLE-3 (3.1 included), forward only.
+
+A head knows no cache and no mask: attention is an argument, `attend(layer, q, k, v)`. Decoding passes cache-and-tree
+attention, training passes its own, so a head is one piece of code in both. `embed` and the target's output matrix are
+called as modules, never read as weights, because offloaded and quantised modules have none to read.
+
+Shapes: B batch, S tokens, D head width, F feature width, W draft vocabulary, H query heads, E head size.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRotaryEmbedding, apply_rotary_pos_emb
+
+from eagle.model.configs import EConfig
+
+# (layer number, queries [B,H,S,E], keys [B,Hk,S,E], values [B,Hk,S,E]) -> [B,H,S,E]
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class HeadAttention(nn.Module):
+    """Projections and rotary positions around the attention it is given."""
+
+    def __init__(self, config: EConfig, index: int, width: int) -> None:
+        super().__init__()
+        self.index = index
+        self.head_dim = config.head_dim
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        bias = config.qkv_bias or config.attention_bias
+        self.q_proj = nn.Linear(width, heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, kv_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(heads * self.head_dim, config.hidden_size, bias=config.attention_bias)
+
+    def forward(self, x_BSX: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], attend: Attend) -> torch.Tensor:
+        shape = (*x_BSX.shape[:2], -1, self.head_dim)
+        q, k, v = (proj(x_BSX).view(shape).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = apply_rotary_pos_emb(q, k, *rotary)
+        return self.o_proj(attend(self.index, q, k, v).transpose(1, 2).flatten(2))
+
+
+class EagleLayer(nn.Module):
+    """A Llama decoder layer whose first instance has no input norm (EAGLE-1/2)."""
+
+    def __init__(self, config: EConfig, index: int) -> None:
+        super().__init__()
+        if index > 0:
+            self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = HeadAttention(config, index, config.hidden_size)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = LlamaMLP(config)
+
+    def forward(
+        self, hidden_BSD: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], attend: Attend
+    ) -> torch.Tensor:
+        x_BSD = self.input_layernorm(hidden_BSD) if hasattr(self, "input_layernorm") else hidden_BSD
+        hidden_BSD = hidden_BSD + self.self_attn(x_BSD, rotary, attend)
+        return hidden_BSD + self.mlp(self.post_attention_layernorm(hidden_BSD))
+
+
+class Eagle3Layer(nn.Module):
+    """The decoder layer of EAGLE-3: attention reads the normed embedding and the normed hidden state side by side."""
+
+    def __init__(self, config: EConfig) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.norm_before_residual = config.norm_before_residual
+        self.input_layernorm = nn.RMSNorm(size, eps=eps)
+        self.hidden_norm = nn.RMSNorm(size, eps=eps)
+        self.self_attn = HeadAttention(config, 0, 2 * size)
+        self.post_attention_layernorm = nn.RMSNorm(size, eps=eps)
+        self.mlp = LlamaMLP(config)
+
+    def forward(
+        self,
+        embeds_BSD: torch.Tensor,
+        hidden_BSD: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        attend: Attend,
+    ) -> torch.Tensor:
+        normed_BSD = self.hidden_norm(hidden_BSD)
+        residual_BSD = normed_BSD if self.norm_before_residual else hidden_BSD
+        both_BSX = torch.cat([self.input_layernorm(embeds_BSD), normed_BSD], dim=-1)
+        hidden_BSD = residual_BSD + self.self_attn(both_BSX, rotary, attend)
+        return hidden_BSD + self.mlp(self.post_attention_layernorm(hidden_BSD))
+
+
+class DraftHead(nn.Module):
+    """What both kinds share: configuration, rotary positions, own embeddings where the checkpoint has them."""
+
+    kind: str
+
+    def __init__(self, config: EConfig, own_embeddings: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.rotary_emb = LlamaRotaryEmbedding(config)
+        if own_embeddings:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the head's weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The head's floating-point type."""
+        return next(self.parameters()).dtype
+
+    @property
+    def layers_count(self) -> int:
+        """Decoder layers of the head, usually one."""
+        return int(self.config.num_hidden_layers)
+
+    def fuse(self, features_BSF: torch.Tensor) -> torch.Tensor:
+        """Turn target features into hidden states [B, S, D]."""
+        raise NotImplementedError
+
+    def forward(
+        self, embeds_BSD: torch.Tensor, hidden_BSD: torch.Tensor, position_ids_BS: torch.Tensor, attend: Attend
+    ) -> torch.Tensor:
+        """Return the hidden states [B, S, D] that draft the next token and feed the next draft step.
+
+        Args:
+            embeds_BSD: embeddings of the tokens one position ahead of `hidden_BSD`.
+            hidden_BSD: fused target features, or this function's own output for drafted nodes.
+            position_ids_BS: positions of the hidden states.
+            attend: attention over this and earlier entries.
+        """
+        raise NotImplementedError
+
+    def logits(self, hidden_BSD: torch.Tensor) -> torch.Tensor | None:
+        """Return draft logits [B, S, W], or None where the target's output matrix gives them."""
+        raise NotImplementedError
+
+    def target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
+        """Translate ids of the draft vocabulary into the target's."""
+        return draft_ids
+
+
+class EagleHead(DraftHead):
+    """The head of EAGLE-1 and EAGLE-2 (arXiv 2401.15077 section 3.1); drafts through the target's output matrix."""
+
+    kind = "EAGLE-1/2"
+
+    def __init__(self, config: EConfig, own_embeddings: bool = False) -> None:
+        super().__init__(config, own_embeddings)
+        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.bias)
+        self.layers = nn.ModuleList(EagleLayer(config, i) for i in range(config.num_hidden_layers))
+
+    def fuse(self, features_BSF: torch.Tensor) -> torch.Tensor:
+        """Return the features: `fc` takes them as they are."""
+        return features_BSF
+
+    def forward(
+        self, embeds_BSD: torch.Tensor, hidden_BSD: torch.Tensor, position_ids_BS: torch.Tensor, attend: Attend
+    ) -> torch.Tensor:
+        hidden_BSD = self.fc(torch.cat([embeds_BSD, hidden_BSD], dim=-1))
+        rotary = self.rotary_emb(hidden_BSD, position_ids_BS)
+        for layer in self.layers:
+            hidden_BSD = layer(hidden_BSD, rotary, attend)
+        return hidden_BSD
+
+    def logits(self, hidden_BSD: torch.Tensor) -> None:
+        """Return None: the target's own output transform is used."""
+        return None
+
+
+class Eagle3Head(DraftHead):
+    """The head of EAGLE-3 (arXiv 2503.01840 section 3): fused features, own output matrix, draft vocabulary."""
+
+    kind = "EAGLE-3"
+
+    def __init__(self, config: EConfig, own_embeddings: bool = False) -> None:
+        super().__init__(config, own_embeddings)
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.target_size = config.target_hidden_size or size
+        self.draft_size = config.draft_vocab_size or config.vocab_size
+        self.fc = nn.Linear(3 * self.target_size, size, bias=False)
+        if config.norm_before_fc:
+            self.input_norm = nn.RMSNorm(3 * self.target_size, eps=eps)
+        if config.fc_norm:
+            self.fc_norm = nn.ModuleList(nn.RMSNorm(self.target_size, eps=eps) for _ in range(3))
+        self.midlayer = Eagle3Layer(config)
+        self.norm = nn.RMSNorm(size, eps=eps)
+        self.lm_head = nn.Linear(size, self.draft_size, bias=False)
+        if self.draft_size != config.vocab_size:
+            self.d2t = nn.Buffer(torch.zeros(self.draft_size, dtype=torch.int64))
+            self.t2d = nn.Buffer(torch.zeros(config.vocab_size, dtype=torch.bool))
+
+    def fuse(self, features_BSF: torch.Tensor) -> torch.Tensor:
+        """Return `fc` over the three concatenated features, normed first where the configuration says so."""
+        if self.config.norm_before_fc:
+            features_BSF = self.input_norm(features_BSF)
+        if self.config.fc_norm:
+            parts = features_BSF.split(self.target_size, dim=-1)
+            features_BSF = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], -1)
+        return self.fc(features_BSF)
+
+    def forward(
+        self, embeds_BSD: torch.Tensor, hidden_BSD: torch.Tensor, position_ids_BS: torch.Tensor, attend: Attend
+    ) -> torch.Tensor:
+        hidden_BSD = self.midlayer(embeds_BSD, hidden_BSD, self.rotary_emb(hidden_BSD, position_ids_BS), attend)
+        return self.norm(hidden_BSD) if self.config.norm_output else hidden_BSD
+
+    def logits(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+        """Return draft logits [B, S, W] over the draft vocabulary."""
+        return self.lm_head(hidden_BSD if self.config.norm_output else self.norm(hidden_BSD))
+
+    def target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
+        """Add the offsets `d2t` where the draft vocabulary is a part of the target's."""
+        return draft_ids + self.d2t[draft_ids] if hasattr(self, "d2t") else draft_ids

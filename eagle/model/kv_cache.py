@@ -1,0 +1,189 @@
+"""The pre-allocated key/value cache and its `transformers` adapter.
+
+Owns the buffers, where a forward writes, and what a commit moves. Writing is not committing: a forward writes behind
+`lengths` and only `commit` lets them grow, so a step that fails or is rejected leaves nothing to undo. Buffers start
+as zeros because a NaN in a masked slot still poisons attention (0 * NaN).
+
+Two views: exact (attention sees the slots in use, sliced) and bucket (attention sees the whole buffer and a
+device-side index says where to write, which is what a captured graph needs).
+
+Shapes: B batch, H kv heads, C cache slots, E head size, N new entries, A accepted path.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+
+class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer's keys [B,H,C,Ek] and values [B,H,C,Ev], allocated by the first update on that layer's own device."""
+
+    is_sliding = False
+
+    def __init__(self, owner: "KVCache") -> None:
+        super().__init__()
+        self.owner = owner
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate zeroed buffers for these widths, dtype and device."""
+        self.keys, self.values = (
+            states.new_zeros(states.shape[0], states.shape[1], self.owner.capacity, states.shape[-1])
+            for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write N new entries behind the committed ones; return all keys and values that attention may see."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        return self.owner.write(self.keys, key_states), self.owner.write(self.values, value_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return how many slots attention sees and the first one's number."""
+        return self.owner.visible(query_length), 0
+
+    def get_seq_length(self) -> int:
+        """Return the slots used by the longest row."""
+        return max(self.owner.lengths)
+
+    def get_max_length(self) -> int:
+        """Return the slots allocated."""
+        return self.owner.capacity
+
+
+class KVCache(Cache):  # type: ignore[misc]
+    """Keys and values of all layers of one model for one batch.
+
+    Args:
+        layers: number of layers.
+        batch: rows.
+        capacity: slots per row, undecided tree nodes included.
+        pads: left pads per row; they occupy slots but no position.
+        bucket: attention sees all `capacity` slots (graphs) instead of the slots in use.
+
+    Attributes:
+        lengths: slots used per row, pads included; host integers.
+    """
+
+    def __init__(
+        self, layers: int, batch: int, capacity: int, pads: Sequence[int] | None = None, bucket: bool = False
+    ) -> None:
+        super().__init__(layers=[CacheLayer(self) for _ in range(layers)])
+        self.capacity = capacity
+        self.pads = list(pads) if pads is not None else [0] * batch
+        self.lengths = [0] * batch
+        self.bucket = bucket
+        self.offset = 0  # undecided entries already written behind the committed ones, by earlier draft levels
+        self._slots: dict[tuple[int, int, torch.device], torch.Tensor] = {}
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all rows use the same number of slots."""
+        return min(self.lengths) == max(self.lengths)
+
+    def visible(self, entries: int) -> int:
+        """Return how many slots attention sees while `entries` new ones are being written."""
+        return self.capacity if self.bucket else max(self.lengths) + self.offset + entries
+
+    def slots(self, entries: int, device: torch.device) -> torch.Tensor:
+        """Return the slots [B, N] that `entries` new ones go to, made once per forward and device."""
+        key = (entries, self.offset, device)
+        if key not in self._slots:
+            starts_B1 = torch.tensor(self.lengths, device=device)[:, None] + self.offset
+            self._slots[key] = starts_B1 + torch.arange(entries, device=device)
+        return self._slots[key]
+
+    def write(self, buffer_BHCE: torch.Tensor, new_BHNE: torch.Tensor) -> torch.Tensor:
+        """Write new entries and return the view that attention reads."""
+        entries = new_BHNE.shape[2]
+        if self.bucket or not self.is_uniform:
+            slots_BN = self.slots(entries, new_BHNE.device)
+            buffer_BHCE.scatter_(2, slots_BN[:, None, :, None].expand_as(new_BHNE), new_BHNE)
+        else:
+            start = self.lengths[0] + self.offset
+            buffer_BHCE[:, :, start : start + entries] = new_BHNE
+        return buffer_BHCE[:, :, : self.visible(entries)]
+
+    def advance(self, counts: Sequence[int]) -> None:
+        """Commit the first `counts[b]` entries of row b where they lie."""
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        self.offset = 0
+        self._slots.clear()
+        assert max(self.lengths) <= self.capacity
+
+    def commit(self, path_BA: torch.Tensor, counts: Sequence[int], in_place: bool) -> None:
+        """Move the entries of the accepted path to the front of the undecided ones and keep `counts[b]` of them.
+
+        Args:
+            path_BA: node numbers, padded with any valid node.
+            counts: accepted nodes per row, root included; host integers.
+            in_place: the paths are 0, 1, 2, …, so nothing has to move.
+        """
+        if not in_place:
+            width = max(counts)
+            for layer in self.layers:
+                for buffer_BHCE in (layer.keys, layer.values):
+                    self._move(buffer_BHCE, path_BA[:, :width].to(buffer_BHCE.device))
+        self.advance(counts)
+
+    def _move(self, buffer_BHCE: torch.Tensor, path_BA: torch.Tensor) -> None:
+        # Source and destination overlap: gather to a temporary first.
+        if self.is_uniform and len(self.lengths) == 1:
+            start, width = self.lengths[0], path_BA.shape[1]
+            buffer_BHCE[:, :, start : start + width] = buffer_BHCE.index_select(2, path_BA[0] + start)
+            return
+        batch, heads, _, size = buffer_BHCE.shape
+        starts_B1 = torch.tensor(self.lengths, device=path_BA.device)[:, None]
+        shape = (batch, heads, path_BA.shape[1], size)
+        moved_BHAE = buffer_BHCE.gather(2, (starts_B1 + path_BA)[:, None, :, None].expand(shape))
+        target_BA = starts_B1 + torch.arange(path_BA.shape[1], device=path_BA.device)
+        buffer_BHCE.scatter_(2, target_BA[:, None, :, None].expand(shape), moved_BHAE)
+
+    def keep_rows(self, rows: Sequence[int]) -> None:
+        """Drop all rows of the batch but these."""
+        self.lengths = [self.lengths[row] for row in rows]
+        self.pads = [self.pads[row] for row in rows]
+        self._slots.clear()
+        for layer in self.layers:
+            if layer.is_initialized:
+                index = torch.tensor(rows, device=layer.keys.device)
+                layer.keys, layer.values = layer.keys.index_select(0, index), layer.values.index_select(0, index)
+
+    def reset(self) -> None:
+        """Forget all entries; the buffers stay."""
+        self.advance([-length for length in self.lengths])
+
+    def mask(self, own_BNM: torch.Tensor) -> torch.Tensor:
+        """Return what attention may see, [B, N, visible slots]: all committed slots but pads, and `own_BNM`.
+
+        Args:
+            own_BNM: visibility among undecided entries; M counts those of earlier draft levels, then the N being
+                written.
+        """
+        width = own_BNM.shape[2]
+        visible = self.visible(width - self.offset)
+        if self.is_uniform and not any(self.pads):
+            start = self.lengths[0]
+            mask_BNC = torch.nn.functional.pad(own_BNM, (start, 0), value=True)
+            return torch.nn.functional.pad(mask_BNC, (0, visible - start - width)) if self.bucket else mask_BNC
+        device = own_BNM.device
+        slots_C = torch.arange(visible, device=device)
+        lengths_B1, pads_B1 = (torch.tensor(x, device=device)[:, None] for x in (self.lengths, self.pads))
+        committed_BC = (slots_C < lengths_B1) & (slots_C >= pads_B1)
+        relative_BC = slots_C - lengths_B1
+        inside_BC = (relative_BC >= 0) & (relative_BC < width)
+        index_BNC = relative_BC.clamp(0, width - 1)[:, None].expand(-1, own_BNM.shape[1], -1)
+        own_BNC = own_BNM.gather(2, index_BNC) & (inside_BC & (slots_C >= pads_B1))[:, None]
+        return committed_BC[:, None] | own_BNC
+
+    def positions(self, own_BN: torch.Tensor) -> torch.Tensor:
+        """Return the position of what every visible slot holds, [B, C]; `own_BN` are those of the N being written."""
+        entries, device = own_BN.shape[1], own_BN.device
+        slots_C = torch.arange(self.visible(entries), device=device)
+        positions_BC = slots_C - torch.tensor(self.pads, device=device)[:, None]
+        return positions_BC.scatter(1, self.slots(entries, device), own_BN)

@@ -1,0 +1,154 @@
+"""From logits to a token, in the order and with the random numbers of `transformers.generate`.
+
+One `Sampler` serves plain and speculative decoding, so the two cannot drift. Noise belongs to the position: the t-th
+new token uses the t-th exponential tensor [B, V] drawn from the generator, whichever tree proposes it. And
+`argmax(p / noise)` is what `torch.multinomial(p, 1)` computes. So in fp32 a seed gives the ids `generate` gives.
+
+Shapes: B rows of the running batch, R rows it began with, V vocabulary.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+GREEDY_BELOW = 1e-5
+# Warpers that read nothing but the scores: they can run on any node, any number of times, in any order.
+STATELESS = frozenset(
+    {
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+        MinPLogitsWarper,
+        TypicalLogitsWarper,
+        EpsilonLogitsWarper,
+        EtaLogitsWarper,
+    }
+)
+
+
+def warpers(temperature: float, top_k: float, top_p: float) -> LogitsProcessorList:
+    """Return the warpers of `generate` for these values, in its order; 0 switches top-k or top-p off.
+
+    Raises:
+        ValueError: temperature or top_k negative or not whole, top_p outside [0, 1].
+    """
+    if not temperature >= 0:
+        raise ValueError(f"temperature={temperature} must be 0 (greedy) or more")
+    if not (top_k >= 0 and float(top_k).is_integer()):
+        raise ValueError(f"top_k={top_k} must be a whole number, 0 (off) or more")
+    if not 0 <= top_p <= 1:
+        raise ValueError(f"top_p={top_p} must lie in [0, 1]; 0 is off")
+    chosen = LogitsProcessorList()
+    if temperature <= GREEDY_BELOW:
+        return chosen
+    if temperature != 1.0:
+        chosen.append(TemperatureLogitsWarper(float(temperature)))
+    if top_k:
+        chosen.append(TopKLogitsWarper(int(top_k)))
+    if 0 < top_p < 1:
+        chosen.append(TopPLogitsWarper(float(top_p)))
+    return chosen
+
+
+class Noise:
+    """Exponential noise by position, drawn in order from one generator and kept until every row has passed.
+
+    Args:
+        rows: rows R the call began with; finished rows keep their share, as in `generate`.
+        vocabulary: V.
+        device: where the logits are.
+        generator: the caller's, or None for torch's global one of that device.
+    """
+
+    def __init__(
+        self, rows: int, vocabulary: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> None:
+        self._shape = (rows, vocabulary)
+        self._device = device
+        self._generator = generator
+        self._drawn: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self._states: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self._next = 0
+
+    def at(self, positions: Sequence[int], rows: Sequence[int]) -> torch.Tensor:
+        """Return [B, V]: for each running row its noise at the given new-token number (0 is the first)."""
+        while self._next <= max(positions):
+            noise_RV = torch.empty(self._shape, device=self._device)
+            self._drawn[self._next] = noise_RV.exponential_(1, generator=self._generator)
+            self._states[self._next] = self._state()
+            self._next += 1
+        if len(rows) == self._shape[0] and len(set(positions)) == 1:
+            return self._drawn[positions[0]]
+        return torch.stack([self._drawn[t][row] for t, row in zip(positions, rows, strict=True)])
+
+    def forget_before(self, position: int) -> None:
+        """Drop the noise of new tokens that all rows have passed."""
+        while self._drawn and next(iter(self._drawn)) < position:
+            self._drawn.popitem(last=False)
+            self._states.popitem(last=False)
+
+    def rewind(self, used: int) -> None:
+        """Leave the generator where `generate` would after `used` tokens, unless someone else has drawn since."""
+        if 0 < used < self._next and torch.equal(self._state(), self._states[self._next - 1]):
+            self._source().set_state(self._states[used - 1])
+            self._next = used
+
+    def _source(self) -> torch.Generator:
+        if self._generator is not None:
+            return self._generator
+        if self._device.type == "cpu":
+            return torch.default_generator
+        module = torch.get_device_module(self._device)
+        index = self._device.index if self._device.index is not None else module.current_device()
+        return module.default_generators[index]
+
+    def _state(self) -> torch.Tensor:
+        return self._source().get_state()
+
+
+class Sampler:
+    """Picks the next token from target logits.
+
+    Args:
+        processors: stock or user-written logits processors, applied in fp32 in this order.
+        noise: random numbers for sampling, or None for greedy.
+    """
+
+    def __init__(self, processors: LogitsProcessorList, noise: Noise | None) -> None:
+        self.processors = processors
+        self.noise = noise
+        self.is_stateless = all(type(processor) in STATELESS for processor in processors)
+
+    def pick(
+        self,
+        logits_BV: torch.Tensor,
+        prefix_BL: torch.Tensor | None,
+        positions: Sequence[int],
+        rows: Sequence[int],
+    ) -> torch.Tensor:
+        """Return one token [B] per row.
+
+        Args:
+            logits_BV: raw logits.
+            prefix_BL: all ids so far, prompt and pads included; None when every processor is stateless.
+            positions: number of each row's next new token.
+            rows: the rows' numbers in the batch the call began with.
+        """
+        scores_BV = logits_BV.to(torch.float32)
+        if len(self.processors):
+            # A copy, because user-written processors may work in place.
+            scores_BV = self.processors(prefix_BL, scores_BV.clone())
+        if self.noise is None:
+            return scores_BV.argmax(-1)
+        return (scores_BV.softmax(-1) / self.noise.at(positions, rows)).argmax(-1)

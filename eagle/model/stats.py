@@ -1,0 +1,53 @@
+"""What a generation did: steps, acceptance, times. The acceptance length τ is defined here and nowhere else."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class GenerationStats:
+    """Counts of one generation, filled while it runs.
+
+    Attributes:
+        prompt_tokens: prompt tokens of all rows, pads excluded.
+        new_tokens: emitted tokens of all rows, after cutting at EOS or a limit.
+        steps: verify forwards.
+        row_steps: verify forwards summed over the rows active in them.
+        drafted: drafted nodes verified, summed over row steps.
+        accepted_per_step: accepted drafted tokens of every row step, in order, before any cut.
+        prefill_seconds: wall time until the first token.
+        decode_seconds: wall time of the steps.
+    """
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    steps: int = 0
+    row_steps: int = 0
+    drafted: int = 0
+    accepted_per_step: list[int] = field(default_factory=list)
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+    @property
+    def acceptance_length(self) -> float:
+        """τ: tokens per verify forward and active row, Σ(accepted + 1) / row steps; NaN before the first step."""
+        return 1 + sum(self.accepted_per_step) / self.row_steps if self.row_steps else float("nan")
+
+    @property
+    def accepted_per_depth(self) -> list[int]:
+        """How many row steps accepted at least 1, 2, 3, … drafted tokens."""
+        deepest = max(self.accepted_per_step, default=0)
+        return [sum(n >= depth for n in self.accepted_per_step) for depth in range(1, deepest + 1)]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Emitted tokens over prefill and decode time; 0 before anything ran."""
+        seconds = self.prefill_seconds + self.decode_seconds
+        return self.new_tokens / seconds if seconds else 0.0
+
+    def record_step(self, drafted: int, accepted: list[int], seconds: float) -> None:
+        """Add one verify forward: nodes drafted per row, tokens accepted by each active row, wall time."""
+        self.steps += 1
+        self.row_steps += len(accepted)
+        self.drafted += drafted * len(accepted)
+        self.accepted_per_step += accepted
+        self.decode_seconds += seconds

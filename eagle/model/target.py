@@ -1,0 +1,232 @@
+"""The target: an unmodified Hugging Face causal LM, driven from outside.
+
+Owns the forward over prompts and trees, the masks that carry the tree, and the taps that yield features. Nothing of
+ours stays on the base model between forwards: taps live for one forward, under a lock shared by everything that uses
+the same base model.
+
+Shapes: B batch, S prompt tokens, N tree nodes, V vocabulary, F feature width, C cache slots.
+"""
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from eagle.model.configs import text_config
+from eagle.model.kv_cache import KVCache
+from eagle.model.support import LayerMask, check_target, decoder_layers, last_position, layer_masks, rope_switch
+from eagle.model.tree import DraftTree
+
+PREFILL_CHUNK = 1024
+_LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+
+# Decoder layers whose inputs are the features (EAGLE-3), "last" for the output of the final norm (EAGLE-1/2), or
+# None for no features (plain decoding).
+Taps = tuple[int, ...] | str | None
+
+
+@dataclass(frozen=True)
+class TargetOutput:
+    """Logits [B, N, V] in the model's dtype and features [B, N, F] (None without taps)."""
+
+    logits_BNV: torch.Tensor
+    features_BNF: torch.Tensor | None
+
+
+class TargetModel:
+    """Prefill and verification on a base model that stays as it is.
+
+    Args:
+        model: any `AutoModelForCausalLM` with softmax attention and explicit positions.
+
+    Raises:
+        NotImplementedError: a tree cannot be verified exactly on this model; the message names the property.
+    """
+
+    def __init__(self, model: Any) -> None:
+        check_target(model)
+        self.model = model
+        self.config = text_config(model.config)
+        self.layers = decoder_layers(model)
+        self.rope_switch = rope_switch(model)
+        self.last_position = last_position(model)
+        self._masks = layer_masks(self.config)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+        self._lock = _LOCKS.setdefault(model, threading.RLock())
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids go in and logits come out."""
+        hook = getattr(self.model, "_hf_hook", None)
+        place = getattr(hook, "execution_device", None)
+        return torch.device(place) if place is not None else self.model.device
+
+    @property
+    def vocabulary(self) -> int:
+        """Width of the logits."""
+        return int(self.config.vocab_size)
+
+    def new_cache(self, batch: int, capacity: int, pads: Sequence[int], bucket: bool = False) -> KVCache:
+        """Return an empty cache for this model."""
+        return KVCache(len(self.layers), batch, capacity, pads, bucket)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the input embeddings of token ids."""
+        return self.model.get_input_embeddings()(ids)
+
+    def output_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Apply the target's output matrix and its logit scale or soft-cap to hidden states after the final norm."""
+        logits = self.model.get_output_embeddings()(hidden)
+        logits = logits * (getattr(self.config, "logit_scale", None) or 1.0)
+        logits = logits / (getattr(self.config, "logits_scaling", None) or 1.0)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        ids_BS: torch.Tensor,
+        attention_mask_BS: torch.Tensor | None,
+        cache: KVCache,
+        taps: Taps,
+        on_features: Callable[[int, torch.Tensor], None] | None = None,
+        chunk: int = PREFILL_CHUNK,
+    ) -> torch.Tensor:
+        """Run the prompt in chunks and return the logits [B, V] of its last position.
+
+        Args:
+            ids_BS: prompt ids, left-padded.
+            attention_mask_BS: 1 for tokens, 0 for pads; None without pads.
+            cache: empty cache; grows by S.
+            taps: which features to hand out.
+            on_features: called as (start, features [B, chunk, F]) after every chunk; they are not kept.
+            chunk: tokens per forward. Ignored where the rotary embedding depends on the whole forward.
+        """
+        batch, prompt = ids_BS.shape
+        if self.rope_switch is not None:
+            chunk = prompt
+        if attention_mask_BS is None:
+            positions_BS = torch.arange(prompt, device=ids_BS.device).expand(batch, -1)
+        else:
+            positions_BS = (attention_mask_BS.long().cumsum(-1) - 1).clamp(min=0)
+        for start in range(0, prompt, chunk):
+            end = min(start + chunk, prompt)
+            output = self._forward(
+                ids_BS[:, start:end],
+                None if attention_mask_BS is None else attention_mask_BS[:, :end],
+                positions_BS[:, start:end],
+                cache,
+                taps,
+                last_only=True,
+            )
+            cache.advance([end - start] * batch)
+            if on_features is not None and output.features_BNF is not None:
+                on_features(start, output.features_BNF)
+        return output.logits_BNV[:, -1]
+
+    @torch.no_grad()
+    def verify(self, tree: DraftTree, cache: KVCache, taps: Taps) -> TargetOutput:
+        """Run all nodes of the tree in one forward; the cache is written, not committed."""
+        roots = [length - pad for length, pad in zip(cache.lengths, cache.pads, strict=True)]
+        positions_BN = tree.depths_BN + torch.tensor(roots, device=tree.depths_BN.device)[:, None]
+        mask: Any
+        if tree.size == 1 and cache.is_uniform and not cache.bucket:
+            # Plain decoding keeps the model's own mask and with it the fast attention kernel.
+            mask = self._padding_mask(cache) if any(cache.pads) else None
+        else:
+            mask = self._tree_masks(tree, cache, positions_BN)
+        return self._forward(tree.tokens_BN, mask, positions_BN, cache, taps)
+
+    def _padding_mask(self, cache: KVCache) -> torch.Tensor:
+        slots_C = torch.arange(cache.visible(1), device=self.device)
+        return (slots_C >= torch.tensor(cache.pads, device=self.device)[:, None]).long()
+
+    def _tree_masks(
+        self, tree: DraftTree, cache: KVCache, positions_BN: torch.Tensor
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        full_BNC = cache.mask(tree.mask_BNN)
+        longest = max(cache.lengths) + tree.levels
+
+        def build(layer: LayerMask) -> torch.Tensor:
+            mask_BNC = full_BNC
+            # Windows are measured in positions, never slots: siblings share a position.
+            if layer.size is not None and longest > layer.size:
+                keys_B1C = cache.positions(positions_BN)[:, None]
+                queries_BN1 = positions_BN[..., None]
+                if layer.kind == "sliding_attention":
+                    mask_BNC = mask_BNC & (queries_BN1 - keys_B1C < layer.size)
+                else:
+                    mask_BNC = mask_BNC & (queries_BN1 // layer.size == keys_B1C // layer.size)
+            return self._for_kernel(mask_BNC[:, None])
+
+        if isinstance(self._masks, LayerMask):
+            return build(self._masks)
+        return {kind: build(layer) for kind, layer in self._masks.items()}
+
+    def _for_kernel(self, mask: torch.Tensor) -> torch.Tensor:
+        # Eager attention adds its mask; a bool one would be added as 0 and 1 and be silently wrong.
+        if self.model.config._attn_implementation != "eager":
+            return mask
+        dtype = self.model.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+    def _forward(
+        self,
+        ids_BN: torch.Tensor,
+        mask: torch.Tensor | dict[str, torch.Tensor] | None,
+        positions_BN: torch.Tensor,
+        cache: KVCache,
+        taps: Taps,
+        last_only: bool = False,
+    ) -> TargetOutput:
+        extra = {"logits_to_keep": 1} if last_only and self._keeps_logits else {}
+        with self._lock, self.tapped(taps) as caught:
+            output = self.model(
+                input_ids=ids_BN,
+                attention_mask=mask,
+                position_ids=positions_BN,
+                past_key_values=cache,
+                use_cache=True,
+                **extra,
+            )
+        return TargetOutput(output.logits, self.joined(caught, taps) if taps is not None else None)
+
+    def joined(self, caught: dict[int, torch.Tensor], taps: Taps) -> torch.Tensor:
+        """Return the features [B, N, F] of one tapped forward."""
+        wanted = len(taps) if isinstance(taps, tuple) else 1
+        assert len(caught) == wanted, (
+            f"{len(caught)} of {wanted} feature taps fired; was the base model compiled before?"
+        )
+        features = [caught[key].to(self.device) for key in sorted(caught)]
+        return features[0] if wanted == 1 else torch.cat(features, -1)
+
+    @contextmanager
+    def tapped(self, taps: Taps) -> Iterator[dict[int, torch.Tensor]]:
+        """Hook the base model for one forward; yields the dict that the hooks fill."""
+        caught: dict[int, torch.Tensor] = {}
+
+        def catch_output(module: nn.Module, args: Any, output: Any) -> None:
+            caught[0] = output[0]
+
+        def catch_input(index: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+                caught[index] = args[0] if args else kwargs["hidden_states"]
+
+            return hook
+
+        handles = []
+        try:
+            if taps == "last":
+                handles.append(self.model.get_decoder().register_forward_hook(catch_output))
+            for index in taps if isinstance(taps, tuple) else ():
+                handles.append(self.layers[index].register_forward_pre_hook(catch_input(index), with_kwargs=True))
+            yield caught
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -1,0 +1,130 @@
+"""The walk: which drafted tokens the target agrees with.
+
+Vocabulary: *accepted* tokens are drafted ones the target picks too; the *bonus* token is the target's own pick after
+them; a step *emits* both.
+
+Why it is lossless. The walk is `generate`'s loop body with the logits looked up in the tree instead of computed: at a
+node it picks one token t from the target's distribution p and moves to the child that carries t; when there is none,
+t is the bonus token. Whatever was drafted, each emitted token is one pick from p at its own prefix.
+
+That equals EAGLE's rejection sampling in distribution. Drafted children are deterministic (top-k), so their proposal
+is a point mass: accept child x_1 with probability p(x_1); on rejection zero p(x_1), renormalise, try x_2, …; at the
+end sample from what is left. Child x_i is reached with probability
+(1 - p(x_1) - … - p(x_{i-1})) * p(x_i) / (1 - p(x_1) - … - p(x_{i-1})) = p(x_i), and a token y that no child carries
+with the remaining mass times p(y) over it, p(y): a single draw from p. (Leviathan et al. 2211.17192, appendix A.1;
+EAGLE 2401.15077 section 4.)
+
+Shapes: B batch, N tree nodes, A path (root included), V vocabulary, L ids so far.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from eagle.model.sampling import Sampler
+from eagle.model.tree import DraftTree
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """The outcome of one walk.
+
+    Attributes:
+        path_BA: accepted node ids, root first, padded with the column's own number.
+        n_accepted_B: accepted drafted tokens, 0 to A - 1.
+        tokens_BA: emitted tokens; entry i was picked at path node i, entries after `n_accepted` are meaningless.
+    """
+
+    path_BA: torch.Tensor
+    n_accepted_B: torch.Tensor
+    tokens_BA: torch.Tensor
+
+    @property
+    def next_token_B(self) -> torch.Tensor:
+        """The bonus token, the next tree's root."""
+        return self.tokens_BA.gather(1, self.n_accepted_B[:, None])[:, 0]
+
+
+def accept(
+    tree: DraftTree,
+    logits_BNV: torch.Tensor,
+    sampler: Sampler,
+    positions: Sequence[int],
+    rows: Sequence[int],
+) -> Acceptance:
+    """Walk all rows level by level with stateless warpers; nothing on an accelerator waits for the host.
+
+    Args:
+        tree: the verified tree.
+        logits_BNV: target logits at every node.
+        sampler: stateless.
+        positions: number of the first new token each row picks here.
+        rows: the rows' numbers in the batch the call began with.
+    """
+    assert sampler.is_stateless
+    batch, width = tree.tokens_BN.shape[0], min(tree.levels, tree.size)
+    device = logits_BNV.device
+    every = torch.arange(batch, device=device)
+    node_B = torch.zeros(batch, dtype=torch.int64, device=device)
+    alive_B = torch.ones(batch, dtype=torch.bool, device=device)
+    accepted_B = torch.zeros_like(node_B)
+    path_BA = torch.arange(width, device=device).repeat(batch, 1)
+    tokens_BA = torch.zeros_like(path_BA)
+    for level in range(width):
+        token_B = sampler.pick(logits_BNV[every, node_B], None, [t + level for t in positions], rows)
+        tokens_BA[:, level] = token_B
+        if level == width - 1:
+            break
+        child_BN = (tree.parents_BN == node_B[:, None]) & (tree.tokens_BN == token_B[:, None])
+        alive_B = alive_B & child_BN.any(-1)
+        node_B = torch.where(alive_B, child_BN.int().argmax(-1), node_B)
+        path_BA[:, level + 1] = torch.where(alive_B, node_B, path_BA[:, level + 1])
+        accepted_B = accepted_B + alive_B
+        if device.type == "cpu" and not alive_B.any():
+            break
+    return Acceptance(path_BA, accepted_B, tokens_BA)
+
+
+def accept_stepwise(
+    tree: DraftTree,
+    logits_BNV: torch.Tensor,
+    sampler: Sampler,
+    prefix: Callable[[int], torch.Tensor],
+    push: Callable[[int, int], bool],
+    positions: Sequence[int],
+    rows: Sequence[int],
+    active: Sequence[bool],
+) -> Acceptance:
+    """Walk row by row on the host, for processors that read the prefix or keep state.
+
+    Every processor sees exactly the prefixes `generate` would show it, once each and in order, and none after the
+    row's last token.
+
+    Args:
+        prefix: row of the running batch -> its ids so far [1, L], pads included.
+        push: (row, token) appends an emitted token and says whether the row ends with it.
+        active: rows that still generate; the others are left alone.
+    """
+    batch, width = tree.tokens_BN.shape[0], min(tree.levels, tree.size)
+    parents, tokens = tree.parents_BN.tolist(), tree.tokens_BN.tolist()
+    path = [list(range(width)) for _ in range(batch)]
+    emitted = [[0] * width for _ in range(batch)]
+    accepted = [0] * batch
+    for row in range(batch):
+        node = 0
+        for level in range(width if active[row] else 0):
+            logits_1V = logits_BNV[row, node][None]
+            token = int(sampler.pick(logits_1V, prefix(row), [positions[row] + level], [rows[row]]))
+            emitted[row][level] = token
+            child = next((n for n, p in enumerate(parents[row]) if p == node and tokens[row][n] == token), None)
+            ended = push(row, token)
+            if child is None:
+                break
+            node = path[row][level + 1] = child
+            accepted[row] = level + 1
+            if ended:
+                break
+    device = logits_BNV.device
+    path_BA, accepted_B, tokens_BA = (torch.tensor(values, device=device) for values in (path, accepted, emitted))
+    return Acceptance(path_BA, accepted_B, tokens_BA)
