@@ -52,7 +52,7 @@ def tapped_layers(config: EConfig, target_layers: int) -> tuple[int, int, int]:
     if len(taps) != 3 or sorted(set(taps)) != list(taps) or not 0 <= taps[0] <= taps[-1] < target_layers:
         raise ValueError(
             f"tap_layers={list(taps)} do not name three rising layers of a target with {target_layers} layers; "
-            f"the default (2, n//2, n-3) needs at least 6: set tap_layers in the head's config.json"
+            f"the default (2, n//2, n-3) needs at least 7: set tap_layers in the head's config.json"
         )
     return taps  # type: ignore[return-value]
 

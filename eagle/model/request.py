@@ -19,7 +19,7 @@ from transformers import (
 )
 from typing_extensions import Unpack
 
-from eagle.model.decoding import Request
+from eagle.model.rows import Request
 from eagle.model.sampling import GREEDY_BELOW, Noise, Sampler, warpers
 from eagle.model.target import TargetModel
 
@@ -107,7 +107,11 @@ def reference_signature(method: Callable[..., T]) -> Callable[..., T]:
 
 
 def prepare(
-    call: Call, input_ids: Any, target: TargetModel, tokenizer: Callable[[], PreTrainedTokenizerBase]
+    call: Call,
+    input_ids: Any,
+    target: TargetModel,
+    tokenizer: Callable[[], PreTrainedTokenizerBase],
+    bucket: bool = False,
 ) -> Request:
     """Check everything about a call and return what the decoding loop needs.
 
@@ -116,6 +120,7 @@ def prepare(
         input_ids: prompt ids [B, S], a tensor or nested lists.
         target: the model the ids are for.
         tokenizer: gives the tokenizer where stop strings or `is_llama3` need it.
+        bucket: let attention see whole cache buffers, see `KVCache`.
 
     Raises:
         ValueError: naming the argument, its value and the allowed range.
@@ -138,7 +143,7 @@ def prepare(
     eos, pad = _ends(target)
     if call.is_llama3:
         eos |= {tokenizer().convert_tokens_to_ids("<|eot_id|>")}
-    return Request(ids_BS, mask_BS, limit, eos, pad, Sampler(processors, noise), criteria)
+    return Request(ids_BS, mask_BS, limit, eos, pad, Sampler(processors, noise), criteria, bucket)
 
 
 def _ends(target: TargetModel) -> tuple[frozenset[int], int]:

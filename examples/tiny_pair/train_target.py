@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
             optim.step()
             optim.zero_grad(set_to_none=True)
         step += 1
-        ema = loss if step == 1 else 0.95 * ema + 0.05 * loss
+        ema = loss if ema == 0.0 else 0.95 * ema + 0.05 * loss
         seconds = time.monotonic() - started
         elapsed += seconds
         bar.n = round(elapsed)

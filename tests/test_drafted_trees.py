@@ -1,0 +1,189 @@
+"""Drafted trees equal the slow oracle's at every step. Ids stay right when a drafter is broken; trees do not."""
+
+import pytest
+import torch
+from architectures import prompts
+from oracle import OracleHead, oracle_dynamic, oracle_static
+from pairs import ea_model
+from references import uncached_features
+from scripted import is_tree
+
+from eagle.model.choices import mc_sim_7b_63
+from eagle.model.decoding import Generation, decode
+from eagle.model.request import Call, prepare
+
+NEW = 14
+
+
+def oracle_for(model) -> OracleHead:
+    head = model.ea_layer.head
+    config = head.config.to_dict()
+    state = {name: tensor.float() for name, tensor in head.state_dict().items()}
+    return OracleHead(state, config, model.target.embed, model.target.output_logits)
+
+
+def generation(model, ids, mask=None, new=NEW, bucket=False, **call) -> Generation:
+    arguments = {"temperature": 0.0, "top_p": 0.0, "top_k": 0.0, "max_length": 2048, "is_llama3": False}
+    request = prepare(
+        Call(**{**arguments, **call}, max_new_tokens=new, extras={"attention_mask": mask}),
+        ids,
+        model.target,
+        lambda: model.tokenizer,
+        bucket=bucket,
+    )
+    return Generation(model.target, model.ea_layer, request, model._taps)
+
+
+@torch.no_grad()
+def expected_tree(model, ids: torch.Tensor) -> dict[tuple[int, ...], float]:
+    """Return the oracle's nodes for one row's unpadded ids, the last being the root."""
+    features = uncached_features(model.base_model, ids[:-1], model._taps).float()
+    drafter = model.ea_layer
+    if drafter.tree.static is not None:
+        return oracle_static(oracle_for(model), ids.tolist(), features, paths=mc_sim_7b_63)
+    sizes = {"total_token": drafter.tree.nodes, "depth": drafter.depth, "top_k": drafter.top_k}
+    return oracle_dynamic(oracle_for(model), ids.tolist(), features, **sizes)
+
+
+def drafted(tree, row: int) -> dict[tuple[int, ...], float]:
+    """Return one row's nodes as {path of tokens: score}."""
+    paths: list[tuple[int, ...]] = [()]
+    parents, tokens = tree.parents_BN[row].tolist(), tree.tokens_BN[row].tolist()
+    for node in range(1, tree.size):
+        paths.append((*paths[parents[node]], tokens[node]))
+    return dict(zip(paths[1:], tree.scores_BN[row, 1:].tolist(), strict=True))
+
+
+def assert_same_tree(got: dict[tuple[int, ...], float], want: dict[tuple[int, ...], float]) -> None:
+    assert len(got) == len(want)
+    for path in set(got) & set(want):
+        assert got[path] == pytest.approx(want[path], abs=1e-4)
+    # Nodes may differ only where the cut falls between equal scores.
+    cut = min(want.values())
+    for path in set(got) ^ set(want):
+        assert {**got, **want}[path] == pytest.approx(cut, abs=1e-4)
+
+
+def check_every_step(model, running: Generation, ids, mask) -> int:
+    """Run to the end, comparing every full tree; return how many were compared."""
+    compared = 0
+    rows = running.rows
+    steps = decode(running)
+    before, finished = [[] for _ in ids], [None for _ in ids]
+    for step in steps:
+        if step.tree is not None and step.tree.size > 1:
+            for index, row in enumerate(step.tree_rows):
+                pads = int((mask[row] == 0).sum())
+                known = torch.cat([ids[row, pads:], torch.tensor(before[row])])
+                clipped = running.request.limit - ids.shape[1] - len(before[row]) - 1 < step.tree.levels - 1
+                if finished[row] is None and not clipped:
+                    assert is_tree(step.tree, index)
+                    assert_same_tree(drafted(step.tree, index), expected_tree(model, known))
+                    compared += 1
+        before = [list(new) for new in rows.new]
+        finished = list(rows.finished)
+    return compared
+
+
+TREES = {
+    "small": {"total_token": 10, "depth": 3, "top_k": 3},
+    "wide": {"total_token": 24, "depth": 4, "top_k": 5},
+    "static": {"tree": "static"},
+}
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("bucket", [False, True], ids=["exact", "bucket"])
+def test_trees_equal_the_oracle(tmp_path, kind, tree, batch, bucket):
+    model = ea_model(tmp_path, "llama", kind, **TREES[tree])
+    ids, mask = prompts(model.base_model, batch)
+    running = generation(model, ids, mask, bucket=bucket, temperature=1.0)
+    torch.manual_seed(0)
+    assert check_every_step(model, running, ids, mask) >= 5
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt_neox", "qwen3_moe"])
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_trees_equal_the_oracle_on_other_targets(tmp_path, name, kind):
+    model = ea_model(tmp_path, name, kind)
+    ids, mask = prompts(model.base_model, 1)
+    assert check_every_step(model, generation(model, ids), ids, mask) >= 3
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"norm_before_residual": True},
+        {"norm_before_fc": True},
+        {"fc_norm": True},
+        {"norm_output": True},
+        {"head_dim": 16},
+        {"qkv_bias": True},
+        {"draft_vocab_size": None},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_head_variants_equal_the_oracle(tmp_path, fields):
+    model = ea_model(tmp_path, "llama", "eagle3", head_fields=fields)
+    ids, mask = prompts(model.base_model, 1)
+    assert check_every_step(model, generation(model, ids), ids, mask) >= 3
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_a_prompt_read_in_chunks_drafts_the_same_trees(tmp_path, kind, monkeypatch):
+    model = ea_model(tmp_path, "llama", kind)
+    ids, mask = prompts(model.base_model, 3, 23)
+    whole = model.target.prefill
+    monkeypatch.setattr(model.target, "prefill", lambda *args, **kwargs: whole(*args, **{**kwargs, "chunk": 5}))
+    assert check_every_step(model, generation(model, ids, mask), ids, mask) >= 5
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_interleaved_streams_draft_their_own_trees(tmp_path, kind):
+    model = ea_model(tmp_path, "llama", kind)
+    (ids_a, mask_a), (ids_b, mask_b) = (
+        prompts(model.base_model, 1, length, seed) for length, seed in ((9, 1), (14, 2))
+    )
+    alone = [[s.tree for s in decode(generation(model, ids))] for ids in (ids_a, ids_b)]
+    first, second = decode(generation(model, ids_a)), decode(generation(model, ids_b))
+    mixed: list[list] = [[], []]
+    for a, b in zip(first, second, strict=False):
+        mixed[0].append(a.tree)
+        mixed[1].append(b.tree)
+    for want, got in zip(alone, mixed, strict=True):
+        for x, y in list(zip(want, got, strict=False))[1:]:
+            assert torch.equal(x.tokens_BN, y.tokens_BN) and torch.equal(x.parents_BN, y.parents_BN)
+    assert check_every_step(model, generation(model, ids_a), ids_a, mask_a) >= 3
+
+
+def test_a_threshold_keeps_exactly_the_nodes_above_it(tmp_path):
+    free = ea_model(tmp_path, "llama", "eagle", **TREES["wide"])
+    ids, _ = prompts(free.base_model, 1)
+    trees = [step.tree for step in decode(generation(free, ids))][1:]
+    threshold = float(trees[0].scores_BN[0].median().exp())
+    cut = ea_model(tmp_path, "llama", "eagle", **TREES["wide"], threshold=threshold)
+    shortened = 0
+    for full, kept in zip(trees, [step.tree for step in decode(generation(cut, ids))][1:], strict=True):
+        floor = torch.tensor(threshold).log()
+        want = {path: score for path, score in drafted(full, 0).items() if score >= floor}
+        assert_same_tree(drafted(kept, 0), want or dict(list(drafted(full, 0).items())[:1]))
+        shortened += kept.size < full.size
+    assert shortened > 0
+
+
+def test_a_perfect_prefix_gives_the_fresh_call_s_tree(tmp_path):
+    """Commit rewrites the head's entries from true features: a tree after many steps equals a fresh call's first."""
+    model = ea_model(tmp_path, "llama", "eagle3")
+    ids, _ = prompts(model.base_model, 1)
+    running = generation(model, ids)
+    steps = decode(running)
+    next(steps)
+    for _ in range(6):
+        known = torch.cat([ids[0], torch.tensor(running.rows.new[0])])
+        late = next(steps).tree
+    fresh = decode(generation(model, known[None, :-1]))
+    next(fresh)
+    assert_same_tree(drafted(late, 0), drafted(next(fresh).tree, 0))
