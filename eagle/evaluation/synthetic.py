@@ -172,7 +172,11 @@ def synthetic_eagle3_head(
     head = Eagle3Head(config).to(target.dtype)
     size, head_dim, groups = config.hidden_size, config.head_dim, config.num_key_value_heads
     for weight in head.parameters():
-        weight.fill_(1.0) if weight.ndim == 1 else weight.zero_()
+        if weight.ndim == 1:
+            weight.fill_(1.0)
+        else:
+            # A trace of a value: loaders rightly refuse matrices that are all zero.
+            weight.zero_()[0, 0] = 1e-7
     attention = head.midlayer.self_attn
     for projection in (attention.q_proj, attention.k_proj):
         projection.weight.view(-1, head_dim, 2 * size)[:, : head_dim // 2, 0] = (SELF_GAIN * head_dim**0.5) ** 0.5

@@ -71,8 +71,9 @@ class EaModel(nn.Module):
         self.config = base_model.config
         self.hidden_size = self.target.config.hidden_size
         self.vocab_size = self.target.vocabulary
+        config = read_config(ea_model_path, **hub)
         state = ea_layer_state_dict if ea_layer_state_dict is not None else read_weights(ea_model_path, **hub)
-        head = build_head(read_config(ea_model_path, **hub), state, self.target.config)
+        head = build_head(config, state, self.target.config)
         self.use_eagle3 = not isinstance(head, EagleHead)
         if use_eagle3 is not None and use_eagle3 != self.use_eagle3:
             raise ValueError(f"use_eagle3={use_eagle3}, but {ea_model_path!r} holds an {head.kind} head")

@@ -1,0 +1,126 @@
+"""The cache: writing is not committing, and after a commit the next forward equals an uncached one, on both views."""
+
+import pytest
+import torch
+from architectures import ARCHITECTURES, VOCABULARY, base_model, prompts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_tree import parent_lists
+
+from eagle.model.kv_cache import KVCache
+from eagle.model.target import TargetModel
+from eagle.model.tree import from_parents, root_only
+
+VIEWS = pytest.mark.parametrize("bucket", [False, True], ids=["exact", "bucket"])
+
+
+def path_to(parents: list[int], node: int) -> list[int]:
+    path = []
+    while node != -1:
+        path.insert(0, node)
+        node = parents[node]
+    return path
+
+
+@torch.no_grad()
+def uncached_logits(base, ids: list[int]) -> torch.Tensor:
+    return base(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+
+
+@VIEWS
+@settings(max_examples=12, deadline=None)
+@given(parents=parent_lists(9), data=st.data())
+def test_after_a_commit_the_next_forward_equals_the_uncached_one(bucket, parents, data):
+    base = base_model("llama")
+    target = TargetModel(base)
+    ids, mask = prompts(base, 3)
+    tokens = torch.randint(3, VOCABULARY, (3, len(parents)), generator=torch.Generator().manual_seed(len(parents)))
+    tree = from_parents(tokens, torch.tensor([parents] * 3), torch.zeros(tokens.shape), len(parents))
+    cache = target.new_cache(3, 64, [0, 2, 4], bucket)
+    target.prefill(ids, mask, cache, None)
+    rows = [ids[b, p:].tolist() for b, p in enumerate([0, 2, 4])]
+    for _ in range(2):
+        nodes = [data.draw(st.integers(0, len(parents) - 1)) for _ in range(3)]
+        before = list(cache.lengths)
+        logits = target.verify(tree, cache, None).logits_BNV
+        assert cache.lengths == before
+        paths = [path_to(parents, node) for node in nodes]
+        for b, path in enumerate(paths):
+            rows[b] += [int(tokens[b, node]) for node in path]
+            torch.testing.assert_close(logits[b, nodes[b]], uncached_logits(base, rows[b]), rtol=1e-4, atol=1e-4)
+        width = max(map(len, paths))
+        padded = torch.tensor([path + list(range(len(path), width)) for path in paths])
+        in_place = all(path == list(range(len(path))) for path in paths)
+        cache.commit(padded, [len(path) for path in paths], in_place)
+        assert cache.lengths == [a + len(p) for a, p in zip(before, paths, strict=True)]
+    roots = torch.tensor([5, 6, 7])
+    logits = target.verify(root_only(roots), cache, None).logits_BNV[:, 0]
+    for b in range(3):
+        want = uncached_logits(base, [*rows[b], int(roots[b])])
+        torch.testing.assert_close(logits[b], want, rtol=1e-4, atol=1e-4)
+
+
+@VIEWS
+def test_rejected_nodes_leave_no_trace(bucket):
+    base = base_model("gemma2")
+    target = TargetModel(base)
+    ids, _ = prompts(base, 1)
+    results = []
+    for junk in (False, True):
+        cache = target.new_cache(1, 64, [0], bucket)
+        target.prefill(ids, None, cache, None)
+        if junk:
+            tokens = torch.full((1, 6), 11)
+            tree = from_parents(tokens, torch.tensor([[-1, 0, 0, 1, 2, 3]]), torch.zeros(1, 6), 6)
+            target.verify(tree, cache, None)
+        results.append(target.verify(root_only(torch.tensor([5])), cache, None).logits_BNV)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+@VIEWS
+def test_rows_can_leave(bucket):
+    base = base_model("llama")
+    target = TargetModel(base)
+    ids, mask = prompts(base, 3)
+    cache = target.new_cache(3, 32, [0, 2, 4], bucket)
+    target.prefill(ids, mask, cache, None)
+    cache.keep_rows([2])
+    got = target.verify(root_only(torch.tensor([5])), cache, None).logits_BNV[0, 0]
+    torch.testing.assert_close(got, uncached_logits(base, [*ids[2, 4:].tolist(), 5]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_poisoned_free_slot_would_show_so_buffers_start_as_zeros():
+    cache = KVCache(1, 1, 8)
+    states = torch.ones(1, 2, 3, 4)
+    cache.update(states, states, 0)
+    assert torch.equal(cache.layers[0].keys[:, :, 3:], torch.zeros(1, 2, 5, 4))
+
+
+def test_contract_cache_keys_and_values_may_differ_in_width():
+    cache = KVCache(1, 2, 8)
+    keys, values = cache.update(torch.ones(2, 1, 3, 4), torch.ones(2, 1, 3, 6), 0)
+    assert keys.shape == (2, 1, 3, 4) and values.shape == (2, 1, 3, 6)
+
+
+def test_contract_cache_reports_lengths_to_transformers():
+    cache = KVCache(2, 1, 8)
+    cache.update(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 4), 0)
+    assert cache.get_seq_length() == 0 and cache.get_mask_sizes(2, 0) == (2, 0)
+    cache.advance([3])
+    assert cache.get_seq_length() == 3 and cache.get_mask_sizes(2, 0) == (5, 0) and cache.get_max_length() == 8
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@VIEWS
+def test_contract_masks_a_star_of_siblings_equals_single_forwards(name, bucket):
+    base = base_model(name)
+    target = TargetModel(base)
+    ids, _ = prompts(base, 1, 12)
+    cache = target.new_cache(1, 40, [0], bucket)
+    target.prefill(ids, None, cache, None)
+    tokens = torch.tensor([[5, 17, 33, 60, 18]])
+    tree = from_parents(tokens, torch.tensor([[-1, 0, 0, 1, 2]]), torch.zeros(1, 5), 3)
+    logits = target.verify(tree, cache, None).logits_BNV[0]
+    prompt = ids[0].tolist()
+    for node, path in enumerate([[5], [5, 17], [5, 33], [5, 17, 60], [5, 33, 18]]):
+        torch.testing.assert_close(logits[node], uncached_logits(base, prompt + path), rtol=1e-3, atol=1e-3)
