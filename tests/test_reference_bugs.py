@@ -159,11 +159,11 @@ def test_top_k_comes_before_top_p_and_both_are_computed_in_fp32(tmp_path):
     model = ea_model(tmp_path, base)
     model.eagenerate([[5, 6, 7]], temperature=1.0, max_new_tokens=5, logits_processor=[Spy()])
     assert set(seen) == {torch.float32}
-    base = base_model("llama")
+    base, model = base_model("llama"), ea_model(tmp_path)
     ids, mask = prompts(base, 1)
     want = generate_ids(base, ids, mask, 30, 5, temperature=1.0, top_k=4, top_p=0.6)
     torch.manual_seed(5)
-    assert torch.equal(ea_model(tmp_path).eagenerate(ids, temperature=1.0, top_k=4, top_p=0.6, max_new_tokens=30), want)
+    assert torch.equal(model.eagenerate(ids, temperature=1.0, top_k=4, top_p=0.6, max_new_tokens=30), want)
 
 
 def test_a_float_top_k_is_accepted(tmp_path):

@@ -60,7 +60,7 @@ class Schedule:
 
 def windows(ids_T: torch.Tensor, schedule: Schedule, start: int) -> Iterator[torch.Tensor]:
     """Yield [batch, length + 1] ids of step `start`, `start + 1`, …: every epoch is a new permutation of windows."""
-    starts = torch.arange(0, len(ids_T) - schedule.length - 1, schedule.length)
+    starts = torch.arange(0, len(ids_T) - schedule.length, schedule.length)
     per_epoch = len(starts) // schedule.batch
     if per_epoch == 0:
         raise ValueError(f"{len(ids_T)} training tokens do not fill one batch of {schedule.batch} x {schedule.length}")

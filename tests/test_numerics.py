@@ -1,0 +1,56 @@
+"""In half precision a first difference from plain decoding is a near-tie, by the model's own measured noise floor."""
+
+import pytest
+import torch
+from architectures import SMALL
+from pairs import ea_model
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+
+@torch.no_grad()
+def noise_floor(base, ids: torch.Tensor) -> float:
+    """Return the largest logit difference between one causal forward and token-by-token forwards, no tree."""
+    whole = base(ids).logits[0].float()
+    return float((whole - one_by_one(base, ids)).abs().max())
+
+
+@torch.no_grad()
+def one_by_one(base, ids: torch.Tensor) -> torch.Tensor:
+    cache, rows = DynamicCache(), []
+    for position in range(ids.shape[1]):
+        rows.append(base(ids[:, position : position + 1], past_key_values=cache).logits[0, -1].float())
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2"])
+def test_a_first_difference_is_a_near_tie(tmp_path, name, dtype):
+    config = AutoConfig.for_model(name, **{**SMALL, "eos_token_id": None})
+    differing = compared = 0
+    for seed in range(8):
+        torch.manual_seed(seed)
+        base = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        model = ea_model(tmp_path, base, total_token=20, depth=4, top_k=5)
+        prompt = torch.randint(3, 80, (1, 8))
+        drafted = model.eagenerate(prompt, max_new_tokens=40)[0]
+        plain = model.naivegenerate(prompt, max_new_tokens=40)[0]
+        assert model.stats.steps == 39
+        different = (drafted != plain).nonzero()
+        compared += 1
+        if len(different):
+            first = int(different[0])
+            logits = one_by_one(base, plain[None, :first])[-1]
+            floor = noise_floor(base, plain[None])
+            assert 0 < floor < 1
+            assert float((logits[drafted[first]] - logits[plain[first]]).abs()) <= 2 * floor
+            differing += 1
+    assert compared == 8 and differing <= compared
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_and_samples_are_computed_in_fp32(tmp_path, dtype):
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMALL), dtype=dtype).eval()
+    model = ea_model(tmp_path, base)
+    assert model.ea_layer.head.dtype == dtype
+    scores, _ = model.ea_layer._children(torch.randn(1, 1, 32, dtype=dtype), 4)
+    assert scores.dtype == torch.float32
