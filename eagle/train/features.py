@@ -19,12 +19,14 @@ class Lesson:
         features_BSF: true features at t.
         next_features_BSF: true features at t + 1.
         target_logits_BSV: the target's logits at t + 1.
+        answers_BS: its likeliest tokens there.
     """
 
     tokens_BS: torch.Tensor
     features_BSF: torch.Tensor
     next_features_BSF: torch.Tensor
     target_logits_BSV: torch.Tensor
+    answers_BS: torch.Tensor
 
 
 @torch.no_grad()
@@ -33,4 +35,5 @@ def lesson(target: TargetModel, ids_BT: torch.Tensor, taps: Taps) -> Lesson:
     with target.tapped(taps) as caught:
         logits_BTV = target.model(input_ids=ids_BT, use_cache=False).logits
     features_BTF = target.joined(caught, taps)
-    return Lesson(ids_BT[:, 1:], features_BTF[:, :-1], features_BTF[:, 1:], logits_BTV[:, 1:])
+    logits_BSV = logits_BTV[:, 1:]
+    return Lesson(ids_BT[:, 1:], features_BTF[:, :-1], features_BTF[:, 1:], logits_BSV, logits_BSV.argmax(-1))

@@ -30,22 +30,26 @@ def eagle_loss(
     return mean_over(FEATURE_WEIGHT * feature_BS + TOKEN_WEIGHT * token_BS, keep_BS)
 
 
-def eagle3_loss(
-    logits_BSW: torch.Tensor, target_logits_BSV: torch.Tensor, drafted_W: torch.Tensor, keep_BS: torch.Tensor
-) -> torch.Tensor:
-    """Return EAGLE-3's loss of one step: soft cross-entropy over the draft vocabulary (arXiv 2503.01840, section 3.2).
+def drafted_targets(target_logits_BSV: torch.Tensor, drafted_W: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the target's probabilities over the draft vocabulary [B, S, W] and where its best token is in it [B, S].
 
-    Entries at which the target's likeliest token cannot be drafted do not count.
+    Args:
+        target_logits_BSV: the target's logits.
+        drafted_W: target ids of the draft vocabulary.
+    """
+    logits_BSW = target_logits_BSV[..., drafted_W].float()
+    return logits_BSW.softmax(-1), target_logits_BSV.amax(-1) == logits_BSW.amax(-1)
+
+
+def eagle3_loss(logits_BSW: torch.Tensor, wanted_BSW: torch.Tensor, keep_BS: torch.Tensor) -> torch.Tensor:
+    """Return EAGLE-3's loss of one step: soft cross-entropy over the draft vocabulary (arXiv 2503.01840, section 3.2).
 
     Args:
         logits_BSW: the head's logits.
-        target_logits_BSV: the target's logits for the same tokens.
-        drafted_W: target ids of the draft vocabulary.
-        keep_BS: entries that count.
+        wanted_BSW: the target's probabilities, see `drafted_targets`.
+        keep_BS: entries that count: real ones whose likeliest token can be drafted.
     """
-    wanted_BSW = target_logits_BSV[..., drafted_W].float()
-    reachable_BS = target_logits_BSV.amax(-1) == target_logits_BSV[..., drafted_W].amax(-1)
-    return mean_over(soft_cross_entropy(logits_BSW, wanted_BSW.softmax(-1)), keep_BS & reachable_BS)
+    return mean_over(soft_cross_entropy(logits_BSW, wanted_BSW), keep_BS)
 
 
 def soft_cross_entropy(logits_BSW: torch.Tensor, wanted_BSW: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from eagle.model.configs import EConfig
 from eagle.model.head import DraftHead, Eagle3Head, EagleHead
 from eagle.model.target import TargetModel
 from eagle.train.features import Lesson
-from eagle.train.losses import eagle3_loss, eagle_loss
+from eagle.train.losses import drafted_targets, eagle3_loss, eagle_loss
 from eagle.train.unroll import unroll
 
 FEATURE_NOISE = 0.1
@@ -53,12 +53,13 @@ def eagle3_recipe(head: Eagle3Head, target: TargetModel, steps: int = 7) -> Reci
 
     def run(lesson: Lesson) -> Outcome:
         drafted_W = head.target_ids(torch.arange(head.draft_size, device=lesson.tokens_BS.device))
+        wanted_BSW, reachable_BS = drafted_targets(lesson.target_logits_BSV, drafted_W)
         embeds_BSD = embeddings(head, target, lesson.tokens_BS)
         hidden_BSD = head.fuse(lesson.features_BSF)
         loss, accuracies = hidden_BSD.new_zeros((), dtype=torch.float32), []
         for step, (out_BSD, real_S) in enumerate(unroll(head, embeds_BSD, hidden_BSD, steps)):
             logits_BSW, keep_BS = head.logits(out_BSD), real_S.expand_as(lesson.tokens_BS)
-            loss = loss + STEP_DECAY**step * eagle3_loss(logits_BSW, lesson.target_logits_BSV, drafted_W, keep_BS)
+            loss = loss + STEP_DECAY**step * eagle3_loss(logits_BSW, wanted_BSW, keep_BS & reachable_BS)
             accuracies.append(agreement(head.target_ids(logits_BSW.argmax(-1)), lesson, keep_BS))
         return Outcome(loss, accuracies)
 
@@ -72,7 +73,7 @@ def embeddings(head: DraftHead, target: TargetModel, ids: torch.Tensor) -> torch
 
 def agreement(drafted_BS: torch.Tensor, lesson: Lesson, keep_BS: torch.Tensor) -> float:
     """Return the share of kept entries at which the head's token is the target's likeliest."""
-    same_BS = drafted_BS == lesson.target_logits_BSV.argmax(-1)
+    same_BS = drafted_BS == lesson.answers_BS
     return float((same_BS & keep_BS).sum() / keep_BS.sum())
 
 

@@ -1,0 +1,94 @@
+"""The shipped pair: real weights, real acceptance, equal ids, and a demo that runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eagle.evaluation.bench import load_models, main, measure, methods, parser, read_prompts
+
+ROOT = Path(__file__).parent.parent
+PAIR = ROOT / "examples" / "tiny_pair"
+
+
+@pytest.fixture(scope="module")
+def pair():
+    base = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32).eval()
+    settings = parser().parse_args(
+        ["--base-model-path", str(PAIR / "target"), "--ea-model-path", str(PAIR / "eagle"), str(PAIR / "eagle3")]
+    )
+    return base, AutoTokenizer.from_pretrained(PAIR / "target"), load_models(base, settings)
+
+
+def test_all_files_together_stay_under_40_megabytes():
+    assert sum(path.stat().st_size for path in PAIR.rglob("*") if path.is_file()) < 40e6
+
+
+@pytest.mark.parametrize("kind", ["held_out", "other"])
+def test_drafts_are_accepted_and_ids_equal_generate(pair, kind):
+    base, tokenizer, models = pair
+    prompts = read_prompts(PAIR / "prompts.jsonl", tokenizer, 5, kind)
+    rows = {row.name: row for row in measure(methods(base, models), prompts, 64, 1)}
+    assert all(row.ids_equal for row in rows.values())
+    assert rows["plain decoding"].acceptance_length == 1.0
+    for name in ("EAGLE-1", "EAGLE-2", "EAGLE-3"):
+        assert rows[name].acceptance_length > 1.8
+
+
+def test_seeded_samples_equal_generate(pair):
+    base, tokenizer, models = pair
+    (ids,) = read_prompts(PAIR / "prompts.jsonl", tokenizer, 1)
+    torch.manual_seed(1)
+    want = base.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.8, top_k=0, top_p=0.9, max_new_tokens=48
+    )
+    for model in models.values():
+        torch.manual_seed(1)
+        assert torch.equal(model.eagenerate(ids, temperature=0.8, top_p=0.9, max_new_tokens=48), want)
+
+
+def test_a_padded_batch_equals_generate(pair):
+    base, tokenizer, models = pair
+    rows = [ids[0].tolist() for ids in read_prompts(PAIR / "prompts.jsonl", tokenizer, 3)]
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    want = base.generate(ids, attention_mask=mask, max_new_tokens=48, pad_token_id=0)
+    for model in models.values():
+        assert torch.equal(model.eagenerate(ids, attention_mask=mask, max_new_tokens=48), want)
+
+
+def test_the_demo_colours_drafts_and_reports_equal_ids():
+    arguments = ["--max-new-token", "24", "--num-prompts", "1", "--rounds", "1"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "quickstart.py", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "FORCE_COLOR": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert "\033[32m" in done.stdout
+    rows = [line for line in done.stdout.splitlines() if line.endswith(" yes")]
+    assert [row[:16].strip() for row in rows] == ["generate", "plain decoding", "EAGLE-1", "EAGLE-2", "EAGLE-3"]
+
+
+def test_bench_writes_a_document_with_its_provenance(tmp_path, capsys):
+    heads = [str(PAIR / "eagle")]
+    arguments = ["--base-model-path", str(PAIR / "target"), "--prompts", str(PAIR / "prompts.jsonl"), "--ea-model-path"]
+    limits = ["--num-prompts", "1", "--max-new-token", "8", "--rounds", "2", "--json", str(tmp_path / "b.json")]
+    assert main([*arguments, *heads, *limits]) == 0
+    document = json.loads((tmp_path / "b.json").read_text())
+    assert {row["name"] for row in document["results"]} == {"generate", "plain decoding", "EAGLE-1", "EAGLE-2"}
+    assert all(len(row["seconds"]) == 2 for row in document["results"])
+    assert document["provenance"]["torch"] == torch.__version__ and document["settings"]["rounds"] == 2
+    assert "speed-up" in capsys.readouterr().out
+
+
+def test_bench_refuses_what_it_cannot_measure():
+    with pytest.raises(ValueError, match="--rounds=0 must be at least 1"):
+        main(["--rounds", "0"])
