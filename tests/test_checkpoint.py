@@ -52,6 +52,32 @@ def test_the_rotary_base_is_10000_unless_the_head_says_otherwise(tmp_path):
     assert read_config(str(tmp_path)).rope_parameters["rope_theta"] == 10000.0
 
 
+ROPES = {
+    "linear": {"type": "linear", "factor": 2.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "mrope": {"type": "mrope", "mrope_section": [2, 1, 1]},
+}
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_every_rope_type_a_config_names_is_understood(tmp_path, rope):
+    save_head(random_head(base_model("llama"), "eagle3"), tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields.pop("rope_parameters")
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"rope_theta": 500.0, "rope_scaling": ROPES[rope]}))
+    rotary = load_head(str(tmp_path), TARGET).rotary_emb
+    assert rotary.rope_type == ("default" if rope == "mrope" else rope)
+    assert rotary.config.rope_parameters["rope_theta"] == 500.0
+
+
 def test_bias_is_on_when_config_is_silent_and_the_weights_win(tmp_path, caplog):
     assert EConfig().bias
     head = random_head(base_model("llama"), "eagle", bias=False)

@@ -20,6 +20,7 @@ RANKS = {
     "decoding": 3,
     "request": 3,
     "autotree": 3,
+    "selfcheck": 3,
     "ea_model": 4,
 }
 EDGES = ("train", "evaluation", "application", "ge_data")

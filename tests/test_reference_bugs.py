@@ -276,6 +276,18 @@ def test_an_architecture_nobody_listed_runs_unmodified(tmp_path, name):
     assert model.stats.acceptance_length >= 1.5
 
 
+def test_an_architecture_whose_tree_is_wrong_is_refused_with_the_numbers(tmp_path, monkeypatch):
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model("granite", **SMALL)).eval()
+    ea_model(tmp_path, base, "eagle")
+    # The model loses the tree mask on its way to attention: every node sees its siblings.
+    forward = base.model.forward
+    monkeypatch.setattr(
+        base.model, "forward", lambda *args, **kwargs: forward(*args, **{**kwargs, "attention_mask": None})
+    )
+    with pytest.raises(NotImplementedError, match=r"differ from single forwards by [\d.]+ where rounding explains"):
+        ea_model(tmp_path, base, "eagle")
+
+
 def test_the_tree_mask_does_not_stay_on_the_base_model(tmp_path):
     base = base_model("llama")
     ids, mask = prompts(base, 1)

@@ -48,6 +48,11 @@ def read_config(path: str, **hub: Any) -> EConfig:
     fields = json.loads(_find(path, ("config.json",), hub).read_text())
     for name in ("architectures", "auto_map", "model_type", "transformers_version"):
         fields.pop(name, None)
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = fields.get(name) or {}
+        if "mrope" in (rope.get("type"), rope.get("rope_type")):
+            # Three rows of positions, all equal for text: the default embedding.
+            fields[name] = {**rope, "type": "default", "rope_type": "default"}
     return EConfig(**fields)
 
 

@@ -19,6 +19,7 @@ from eagle.model.decoding import Generation, decode
 from eagle.model.drafter import Drafter
 from eagle.model.head import EagleHead
 from eagle.model.request import Call, prepare, reference_signature
+from eagle.model.selfcheck import TESTED, self_check
 from eagle.model.stats import GenerationStats
 from eagle.model.support import ATTENTION
 from eagle.model.target import Taps, TargetModel
@@ -66,6 +67,8 @@ class EaModel(nn.Module):
         super().__init__()
         trees = tree_config(60 if total_token == -1 else total_token, depth, top_k, threshold, tree)
         self.target = TargetModel(base_model)
+        if self.target.config.model_type not in TESTED:
+            self_check(self.target)
         self.base_model = base_model
         self.base_model_name_or_path = base_model_name_or_path
         self.config = base_model.config

@@ -126,7 +126,7 @@ class KVCache(Cache):  # type: ignore[misc]
         """
         if not in_place:
             width = max(counts)
-            for layer in self.layers:
+            for layer in filter(lambda layer: layer.is_initialized, self.layers):
                 for buffer_BHCE in (layer.keys, layer.values):
                     self._move(buffer_BHCE, path_BA[:, :width].to(buffer_BHCE.device))
         self.advance(counts)
