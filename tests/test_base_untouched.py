@@ -1,5 +1,6 @@
 """Between two steps, after an exception or Ctrl-C, the base model carries nothing of ours."""
 
+import copy
 import itertools
 import threading
 
@@ -93,6 +94,58 @@ def test_an_abandoned_stream_leaves_the_base_as_it_was(tmp_path):
     assert fingerprint(base) == before
 
 
+def test_a_forward_in_another_thread_is_not_mistaken_for_ours(tmp_path):
+    base = base_model("llama")
+    model = ea_model(tmp_path)
+    ids, mask = prompts(base, 1)
+    want = generate_ids(base, ids, mask, 30)
+    shapes, stop = set(), threading.Event()
+
+    def others():
+        while not stop.is_set():
+            base(input_ids=torch.full((2, 3), 5))
+            shapes.add(tuple(model(torch.full((2, 3), 5))[1].shape))
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    got = [model.eagenerate(ids, max_new_tokens=30) for _ in range(4)]
+    stop.set()
+    thread.join()
+    assert all(torch.equal(ids, want) for ids in got) and shapes == {(2, 3, 96)}
+
+
+def test_models_can_be_copied_and_keep_the_base_s_mode(tmp_path):
+    base = base_model("llama")
+    base.train()
+    try:
+        model = ea_model(tmp_path)
+        assert base.training and not model.ea_layer.training
+    finally:
+        base.eval()
+    ids, _ = prompts(base, 1)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin.eagenerate(ids, max_new_tokens=9), model.eagenerate(ids, max_new_tokens=9))
+
+
+def test_a_stream_begun_in_inference_mode_goes_on_outside_it(tmp_path):
+    base = base_model("llama")
+    ids, mask = prompts(base, 1)
+    stream = ea_model(tmp_path).ea_generate(ids, max_new_tokens=15)
+    with torch.inference_mode():
+        next(stream)
+    assert torch.equal(list(stream)[-1], generate_ids(base, ids, mask, 15))
+
+
+def test_a_running_stream_keeps_its_tree(tmp_path):
+    base = base_model("llama")
+    ids, mask = prompts(base, 1)
+    model = ea_model(tmp_path)
+    stream = model.ea_generate(ids, max_new_tokens=15)
+    next(stream)
+    model.ea_layer.total_tokens, model.ea_layer.depth = 40, 6
+    assert torch.equal(list(stream)[-1], generate_ids(base, ids, mask, 15))
+
+
 def test_gradients_stay_on_in_the_caller_between_steps(tmp_path):
     base = base_model("llama")
     for _ in ea_model(tmp_path).ea_generate(prompts(base, 1)[0], max_new_tokens=5):
@@ -137,7 +190,7 @@ def test_contract_taps_are_gone_after_one_forward_and_see_every_layer(tmp_path):
 
 def test_a_tap_that_does_not_fire_is_noticed(tmp_path):
     model = ea_model(tmp_path)
-    with pytest.raises(AssertionError, match="2 of 3 feature taps"):
+    with pytest.raises(RuntimeError, match="2 of 3 feature taps"):
         model.target.joined({2: torch.zeros(1), 3: torch.zeros(1)}, (2, 3, 4))
 
 

@@ -78,6 +78,25 @@ def test_every_rope_type_a_config_names_is_understood(tmp_path, rope):
     assert rotary.config.rope_parameters["rope_theta"] == 500.0
 
 
+def test_output_layer_ids_of_other_trainers_are_shifted_by_one(tmp_path):
+    save_head(random_head(base_model("llama"), "eagle3"), tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields |= {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 2, 4]}, "tap_layers": None}
+    fields.pop("tap_layers")
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert tapped_layers(read_config(str(tmp_path)), 7) == (1, 3, 5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"speculators_model_type": "eagle3"}, {"architectures": ["LlamaForCausalLMEagle3"], "norm_output": False}],
+)
+def test_a_layout_that_would_be_misread_is_refused(tmp_path, fields):
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(NotImplementedError, match=r"speculators|norm_output"):
+        read_config(str(tmp_path))
+
+
 def test_bias_is_on_when_config_is_silent_and_the_weights_win(tmp_path, caplog):
     assert EConfig().bias
     head = random_head(base_model("llama"), "eagle", bias=False)

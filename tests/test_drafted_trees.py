@@ -173,6 +173,20 @@ def test_a_threshold_keeps_exactly_the_nodes_above_it(tmp_path, seed):
     assert_same_tree(drafted(first_tree(), 0), {p: s for p, s in drafted(full, 0).items() if s >= floor})
     model.ea_layer.threshold = 1e-30
     assert first_tree().size == full.size
+    model.ea_layer.threshold = 0.999
+    assert first_tree().size == 1
+
+
+def test_a_threshold_holds_for_every_row_of_a_batch(tmp_path):
+    model = ea_model(tmp_path, "llama", "eagle", **TREES["wide"], threshold=0.01)
+    ids, mask = prompts(model.base_model, 3)
+    dropped = 0
+    for step in decode(generation(model, ids, mask)):
+        if step.tree is not None:
+            reachable = step.tree.parents_BN >= 0
+            assert bool((step.tree.scores_BN[reachable] >= torch.tensor(0.01).log()).all())
+            dropped += int((~reachable[:, 1:]).sum())
+    assert dropped > 0
 
 
 def test_a_perfect_prefix_gives_the_fresh_call_s_tree(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from architectures import base_model, prompts
 from pairs import ea_model, random_head
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PrefixConstrainedLogitsProcessor
 
 from eagle import EaModel
 from eagle.model.checkpoint import save_head
@@ -36,12 +36,20 @@ CALLS = {
     "top_p above one": ({"input_ids": IDS, "temperature": 1.0, "top_p": 1.5}, r"top_p=1.5 must lie in \[0, 1\]"),
     "broken top_k": ({"input_ids": IDS, "temperature": 1.0, "top_k": 2.5}, "top_k=2.5 must be a whole number"),
     "mask shape": ({"input_ids": IDS, "attention_mask": torch.ones(1, 3)}, r"shape \(1, 3\), input_ids \(1, 4\)"),
-    "mask values": ({"input_ids": IDS, "attention_mask": torch.tensor([[0, 1, 1, 2]])}, "only 0 .pad. and 1"),
+    "mask values": ({"input_ids": IDS, "attention_mask": torch.tensor([[0, 1, 1, 0.5]])}, "only 0 .pad. and 1"),
+    "pads in the middle": ({"input_ids": [[5, 0, 6]]}, "pad on the left .* or pass attention_mask"),
+    "ragged rows": ({"input_ids": [[5, 6], [7]]}, "rows of one length, got list"),
+    "a whole encoding": ({"input_ids": {"input_ids": IDS}}, r"got dict \(of a tokenizer's result, pass `.input_ids`"),
+    "broken max_new_tokens": ({"input_ids": IDS, "max_new_tokens": 4.5}, "max_new_tokens=4.5 must be a whole number"),
+    "processors that tell rows apart": (
+        {"input_ids": IDS * 2, "logits_processor": [PrefixConstrainedLogitsProcessor(lambda b, i: [b], 1)]},
+        "PrefixConstrainedLogitsProcessor.* may tell rows apart, which a batch of 2 hides",
+    ),
     "right padding": ({"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 1, 0]])}, "padding_side = 'left'"),
     "empty row": ({"input_ids": IDS, "attention_mask": torch.zeros(1, 4)}, "row without any token"),
     "criteria in a batch": (
         {"input_ids": IDS * 2, "stopping_criteria": [lambda ids, scores: True]},
-        "lock-step, which a batch of 2 is not",
+        "lock-step, a batch of 2 is not",
     ),
 }
 
@@ -58,6 +66,37 @@ def test_a_bad_call_is_refused_before_anything_runs(model, case, method, monkeyp
 def test_an_unknown_keyword_is_never_swallowed(model):
     with pytest.raises(TypeError, match="num_beams"):
         model.eagenerate(IDS, num_beams=4)
+
+
+def test_unknown_arguments_of_the_constructor_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="trees"):
+        ea_model(tmp_path, trees="static")
+
+
+def test_a_static_tree_wider_than_the_head_s_vocabulary_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="rank 70, the head drafts only 59 tokens"):
+        ea_model(tmp_path, tree=[[70]])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        (
+            "gpt_neo",
+            {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+            "window_size",
+        ),
+        (
+            "doge",
+            {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "keep_window_size": 8},
+            "keep_window_size",
+        ),
+    ],
+)
+def test_a_target_with_windows_of_its_own_is_refused(name, fields, message):
+    base = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **fields))
+    with pytest.raises(NotImplementedError, match=message):
+        TargetModel(base)
 
 
 TREES = {

@@ -9,6 +9,7 @@ from architectures import ARCHITECTURES, LONGROPE_SWITCH, VOCABULARY, base_model
 from pairs import ea_model
 from references import generate_ids, uncached_features
 from scripted import ScriptedDrafter
+from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 DRAFTERS = ("random", "scripted")
 KINDS = ("eagle", "eagle3")
@@ -96,6 +97,56 @@ def test_longrope_switch_is_crossed_as_generate_does(tmp_path, prompt, mode):
     model.ea_layer = ScriptedDrafter(expected, VOCABULARY, ids.shape[1])
     assert torch.equal(run(model, ids, mask, mode), expected)
     assert model.stats.acceptance_length >= 2
+
+
+@pytest.mark.parametrize("stop", range(1, 7))
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_that_end_early_do_not_move_a_batch_s_longrope_switch(tmp_path, stop, mode):
+    base = base_model("phi3")
+    ids, mask = prompts(base, 3, 24)
+    seed = () if mode == "greedy" else (3,)
+    with ends_at(base, None):
+        free = generate_ids(base, ids, mask, 24, *seed, **SAMPLING)
+    with ends_at(base, [int(free[0, ids.shape[1] + stop]), int(free[1, ids.shape[1] + stop])]):
+        expected = generate_ids(base, ids, mask, 24, *seed, **SAMPLING)
+        assert torch.equal(run(ea_model(tmp_path, "phi3"), ids, mask, mode, 24), expected)
+
+
+def test_pads_are_inferred_as_generate_infers_them(tmp_path):
+    base = base_model("llama")
+    ids, _ = prompts(base, 3)
+    expected = base.generate(ids, max_new_tokens=20, do_sample=False)
+    assert torch.equal(ea_model(tmp_path).eagenerate(ids, max_new_tokens=20), expected)
+
+
+def test_left_pads_take_no_positions(tmp_path):
+    base = base_model("gpt2")
+    ids, mask = torch.cat([torch.zeros(1, 30, dtype=torch.int64), prompts(base, 1, 30)[0]], 1), torch.ones(1, 60)
+    mask[:, :30] = 0
+    out = ea_model(tmp_path, "gpt2").eagenerate(ids, max_new_tokens=20, attention_mask=mask)
+    assert torch.equal(out, generate_ids(base, ids, mask.long(), 20))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_ids_of_any_integer_type_are_taken(tmp_path, dtype):
+    base = base_model("llama")
+    ids, mask = prompts(base, 1)
+    model, want = ea_model(tmp_path), generate_ids(base, ids, mask, 9)
+    assert torch.equal(model.eagenerate(ids.to(dtype), max_new_tokens=9), want)
+    assert torch.equal(model.eagenerate(ids.numpy().astype("uint16"), max_new_tokens=9), want)
+
+
+def test_known_processors_work_in_a_batch(tmp_path):
+    base = base_model("llama")
+    ids, mask = prompts(base, 3)
+    chosen = [RepetitionPenaltyLogitsProcessor(1.3), NoRepeatNGramLogitsProcessor(2)]
+    want = base.generate(
+        ids, attention_mask=mask, max_new_tokens=25, do_sample=False, repetition_penalty=1.3, no_repeat_ngram_size=2
+    )
+    model = ea_model(tmp_path)
+    model.ea_layer = ScriptedDrafter(want, VOCABULARY, ids.shape[1])
+    out = model.eagenerate(ids, max_new_tokens=25, attention_mask=mask, logits_processor=chosen)
+    assert torch.equal(out, want) and model.stats.acceptance_length > 1.5
 
 
 @pytest.mark.parametrize("batch", BATCHES)

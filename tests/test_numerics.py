@@ -47,6 +47,15 @@ def test_a_first_difference_is_a_near_tie(tmp_path, name, dtype):
     assert compared == 8 and differing <= compared
 
 
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_rotary_frequencies_stay_exact_in_any_dtype(tmp_path, kind):
+    model = ea_model(tmp_path, "llama", kind)
+    exact = model.ea_layer.head.rotary_emb.inv_freq.clone()
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        head = model.ea_layer.head.to(dtype)
+        assert head.dtype == dtype and torch.equal(head.rotary_emb.inv_freq, exact)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_scores_and_samples_are_computed_in_fp32(tmp_path, dtype):
     base = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **SMALL), dtype=dtype).eval()

@@ -138,6 +138,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
             call()
 
 
+@pytest.mark.parametrize("name", ["qwen2", "gpt_neox", "mixtral"])
+def test_a_head_is_shaped_after_any_target(name):
+    target = TargetModel(base_model(name))
+    assert new_head("eagle3", target).config.head_dim == 8
+
+
 def test_a_missing_data_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.npy"):
         main(["--basepath", "x", "--trainpath", str(tmp_path / "nothing.npy"), "--cpdir", str(tmp_path)])

@@ -74,12 +74,19 @@ def methods(base: Any, models: dict[str, EaModel]) -> list[Method]:
         return base.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
 
     def drafted(model: EaModel, name: str) -> Method:
-        return Method(name, lambda ids, new: model.eagenerate(ids, max_new_tokens=new), lambda: model.stats)
+        def run(ids: torch.Tensor, new: int) -> torch.Tensor:
+            return model.eagenerate(ids, max_new_tokens=new, max_length=ids.shape[1] + new)
+
+        return Method(name, run, lambda: model.stats)
 
     plain = next(iter(models.values()))
+
+    def undrafted(ids: torch.Tensor, new: int) -> torch.Tensor:
+        return plain.naivegenerate(ids, max_new_tokens=new, max_length=ids.shape[1] + new)
+
     return [
         Method(BASELINES[0], generate, lambda: None),
-        Method(BASELINES[1], lambda ids, new: plain.naivegenerate(ids, max_new_tokens=new), lambda: plain.stats),
+        Method(BASELINES[1], undrafted, lambda: plain.stats),
         *(drafted(model, name) for name, model in models.items()),
     ]
 
@@ -157,7 +164,12 @@ def read_prompts(path: Path, tokenizer: Any, count: int, kind: str | None = None
     """Read up to `count` prompts from JSON lines with `text` and optionally `kind`."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     texts = [line["text"] for line in lines if kind is None or line.get("kind") == kind]
-    return [torch.tensor([[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]]) for text in texts[:count]]
+    return [_with_bos(tokenizer, tokenizer(text)["input_ids"]) for text in texts[:count]]
+
+
+def _with_bos(tokenizer: Any, ids: list[int]) -> torch.Tensor:
+    bos = tokenizer.bos_token_id
+    return torch.tensor([ids if bos is None or ids[:1] == [bos] else [bos, *ids]])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -185,9 +197,11 @@ def load_models(base: Any, args: argparse.Namespace) -> dict[str, EaModel]:
     options = (args.total_token, args.depth, args.top_k)
     for path in args.ea_model_path:
         dynamic = EaModel(None, base, args.base_model_path, path, *options)
+        kind = "EAGLE-3" if dynamic.use_eagle3 else "EAGLE-2"
+        suffix = f" {Path(path).name}" if kind in models else ""
         if not dynamic.use_eagle3:
-            models["EAGLE-1"] = EaModel(None, base, args.base_model_path, path, *options, tree="static")
-        models["EAGLE-3" if dynamic.use_eagle3 else "EAGLE-2"] = dynamic
+            models["EAGLE-1" + suffix] = EaModel(None, base, args.base_model_path, path, *options, tree="static")
+        models[kind + suffix] = dynamic
     return models
 
 

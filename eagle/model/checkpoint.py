@@ -44,8 +44,20 @@ def load_head(path: str, target: Any, **hub: Any) -> DraftHead:
 
 
 def read_config(path: str, **hub: Any) -> EConfig:
-    """Read a head's `config.json`; every published field is understood or carried along."""
+    """Read a head's `config.json`.
+
+    Raises:
+        NotImplementedError: a layout or a flag of another trainer that would be misread.
+    """
     fields = json.loads(_find(path, ("config.json",), hub).read_text())
+    if "speculators_model_type" in fields:
+        raise NotImplementedError(f"{path}: the speculators layout is not read; convert the head to SafeAILab's")
+    if "LlamaForCausalLMEagle3" in (fields.get("architectures") or ()) and not fields.pop("norm_output", True):
+        raise NotImplementedError(f"{path}: norm_output=false (no norm before lm_head) is not supported")
+    outputs = (fields.pop("eagle_config", None) or {}).get("eagle_aux_hidden_state_layer_ids")
+    if outputs is not None:
+        # These name layers whose *output* is read, the same tensor as the next layer's input.
+        fields.setdefault("tap_layers", [layer + 1 for layer in outputs])
     for name in ("architectures", "auto_map", "model_type", "transformers_version"):
         fields.pop(name, None)
     for name in ("rope_scaling", "rope_parameters"):

@@ -8,6 +8,7 @@ Shapes: B rows still in the batch, R rows the call began with, S prompt tokens, 
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -32,7 +33,8 @@ class Generation:
         # In `generate` rows advance in lock-step and the longest decides over all rows' frequencies; only plain
         # decoding does so too.
         is_batch = len(self.running) > 1 or any(request.pads)
-        if switch is not None and is_batch and request.limit > switch.position:
+        self.lock_step = switch is not None and is_batch and request.limit > switch.position
+        if self.lock_step:
             drafter = None
         self.drafter = drafter
         self.roots_B = torch.empty(0, dtype=torch.int64)
@@ -57,7 +59,6 @@ class Generation:
         self.stats.prefill_seconds += time.perf_counter() - started
         return step
 
-    @torch.no_grad()
     def _prefill(self, ids_BS: torch.Tensor, mask_BS: torch.Tensor | None) -> DecodeStep:
         features: list[torch.Tensor] = []
 
@@ -81,7 +82,6 @@ class Generation:
             self.drafter.observe(self.draft_state, features[0], self.roots_B[:, None], ones)
         return self._emit(tokens, 0, [0] * len(self.running), None)
 
-    @torch.no_grad()
     def step(self) -> DecodeStep:
         """Draft, verify, accept and commit once."""
         started = time.perf_counter()
@@ -199,7 +199,7 @@ class Generation:
     def _leave(self) -> None:
         """Drop finished rows from the batch once half of it is done."""
         keep = [i for i, row in enumerate(self.running) if self.rows.finished[row] is None]
-        if 2 * len(keep) > len(self.running):
+        if 2 * len(keep) > len(self.running) or self.lock_step:
             return
         self.cache.keep_rows(keep)
         self.roots_B = self.roots_B[keep]
@@ -213,11 +213,22 @@ class Generation:
         return all(reason is not None for reason in self.rows.finished)
 
 
+@contextmanager
+def _without_gradients() -> Iterator[None]:
+    """Hold off gradients for one step; its tensors outlive a caller's `inference_mode`, in which they would freeze."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def decode(generation: Generation) -> Iterator[DecodeStep]:
     """Yield the first tokens, then one step after another until every row has ended."""
-    yield generation.prefill()
+    with _without_gradients():
+        first = generation.prefill()
+    yield first
     while not generation.is_done:
-        yield generation.step()
+        with _without_gradients():
+            step = generation.step()
+        yield step
     noise = generation.request.sampler.noise
     if noise is not None:
         noise.rewind(max(map(len, generation.rows.new)))

@@ -7,6 +7,7 @@ A `Drafter` holds no state of a generation: that is a `DraftState`, one per stre
 Shapes: B batch, S entries, A path, K top-k, D head width, F feature width, M candidates.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +19,7 @@ from torch import nn
 from eagle.model.configs import TreeConfig
 from eagle.model.head import DraftHead
 from eagle.model.kv_cache import KVCache
-from eagle.model.tree import Candidates, DraftTree, StaticLevel, best, select
+from eagle.model.tree import Candidates, DraftTree, StaticLevel, best, root_only, select
 
 
 @dataclass
@@ -26,10 +27,12 @@ class DraftState:
     """What one stream's drafting remembers.
 
     Attributes:
+        tree: how this stream's trees grow, whatever the drafter's attributes become while it runs.
         cache: the head's keys and values.
         features_BAF, tokens_BA, counts: entries the next draft feeds to the head first; `counts[b]` of them are real.
     """
 
+    tree: TreeConfig
     cache: KVCache
     features_BAF: torch.Tensor | None = None
     tokens_BA: torch.Tensor | None = None
@@ -70,7 +73,7 @@ class Drafter(nn.Module):
     @property
     def total_tokens(self) -> int:
         """Drafted nodes per tree, the root not counted (the reference's attribute)."""
-        return self.tree.total_token - 1
+        return self.tree.nodes - 1
 
     @total_tokens.setter
     def total_tokens(self, drafted: int) -> None:
@@ -105,7 +108,8 @@ class Drafter(nn.Module):
 
     def start(self, batch: int, capacity: int, pads: Sequence[int], bucket: bool = False) -> DraftState:
         """Return the state of a new stream; `capacity` counts tokens, room for drafting is added."""
-        return DraftState(KVCache(self.head.layers_count, batch, capacity + self.tree.scratch, pads, bucket))
+        cache = KVCache(self.head.layers_count, batch, capacity + self.tree.scratch, pads, bucket)
+        return DraftState(self.tree, cache)
 
     def observe(
         self, state: DraftState, features_BAF: torch.Tensor, tokens_BA: torch.Tensor, counts: Sequence[int]
@@ -125,16 +129,22 @@ class Drafter(nn.Module):
         """
         hidden_BD = self._feed(state)
         root_B = root_B.to(hidden_BD.device)
-        if self.tree.static is not None:
-            candidates = self._grow_static(state.cache, hidden_BD, self.tree.static)
+        tree = state.tree
+        if tree.static is not None:
+            candidates = self._grow_static(state.cache, hidden_BD, tree.static)
         else:
-            candidates = self._grow(state.cache, hidden_BD)
+            candidates = self._grow(state.cache, hidden_BD, tree)
         state.cache.offset = 0
-        drafted = self.tree.nodes - 1
-        if self.tree.static is None and self.tree.threshold < 1.0:
-            floor = torch.tensor(self.tree.threshold).log()
-            drafted = min(drafted, max(1, int((candidates.scores_BM >= floor).sum(-1).max())))
-        return select(root_B, candidates, drafted, min(self.tree.levels, drafted + 1))
+        drafted = tree.nodes - 1
+        if tree.threshold == 1.0:
+            return select(root_B, candidates, drafted, tree.levels)
+        # The only read of the draft: how many nodes the row with most of them keeps.
+        floor = math.log(tree.threshold)
+        drafted = min(drafted, int((candidates.scores_BM >= floor).sum(-1).max()))
+        if drafted == 0:
+            return root_only(root_B)
+        grown = select(root_B, candidates, drafted, min(tree.levels, drafted + 1))
+        return replace(grown, parents_BN=grown.parents_BN.masked_fill(grown.scores_BN < floor, -1))
 
     @torch.no_grad()
     def _feed(self, state: DraftState) -> torch.Tensor:
@@ -189,14 +199,14 @@ class Drafter(nn.Module):
         """Return log-probabilities and target ids [B, S, count] of the likeliest next tokens."""
         logits_BSW = self.head.logits(hidden_BSD)
         if logits_BSW is None:
-            logits_BSW = self._output_logits(hidden_BSD)
+            logits_BSW = self._output_logits(hidden_BSD).to(hidden_BSD.device)
         top = logits_BSW.float().log_softmax(-1).topk(min(count, logits_BSW.shape[-1]), dim=-1)
         return top.values, self.head.target_ids(top.indices)
 
-    def _grow(self, cache: KVCache, hidden_BD: torch.Tensor) -> Candidates:
+    def _grow(self, cache: KVCache, hidden_BD: torch.Tensor, tree: TreeConfig) -> Candidates:
         """EAGLE-2: expand the k likeliest nodes of every level (arXiv 2406.16858 section 4.1)."""
         batch, device = len(hidden_BD), hidden_BD.device
-        scores_B1K, tokens_B1K = self._children(hidden_BD[:, None], self.tree.top_k)
+        scores_B1K, tokens_B1K = self._children(hidden_BD[:, None], tree.top_k)
         width = scores_B1K.shape[-1]
         scores_BK, tokens_BK = scores_B1K[:, 0], tokens_B1K[:, 0]
         hidden_BKD = hidden_BD[:, None].expand(-1, width, -1)
@@ -204,7 +214,7 @@ class Drafter(nn.Module):
         all_scores, all_tokens, all_parents = [scores_BK], [tokens_BK], [torch.full_like(tokens_BK, -1)]
         eye_BKK = torch.eye(width, dtype=torch.bool, device=device).expand(batch, -1, -1)
         seen_BKM, total = eye_BKK, width
-        for depth in range(self.tree.depth):
+        for depth in range(tree.depth):
             cache.offset = depth * width
             steps_BK = torch.full_like(tokens_BK, depth)
             hidden_BKD = self._step(cache, hidden_BKD, tokens_BK, steps_BK, seen_BKM)

@@ -6,6 +6,7 @@ is never changed.
 
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from eagle.model.support import ATTENTION
 from eagle.model.target import Taps, TargetModel
 
 logger = logging.getLogger(__name__)
+
+TOKENIZER_KEYWORDS = (*HUB_KEYWORDS, "trust_remote_code")
 
 
 class EaModel(nn.Module):
@@ -65,6 +68,9 @@ class EaModel(nn.Module):
         **hub: Any,
     ) -> None:
         super().__init__()
+        unknown = sorted(set(hub) - set(HUB_KEYWORDS))
+        if unknown:
+            raise TypeError(f"unknown arguments {unknown}; beyond the signature: {sorted(HUB_KEYWORDS)}")
         trees = tree_config(60 if total_token == -1 else total_token, depth, top_k, threshold, tree)
         self.target = TargetModel(base_model)
         if self.target.config.model_type not in TESTED:
@@ -78,6 +84,9 @@ class EaModel(nn.Module):
         state = ea_layer_state_dict if ea_layer_state_dict is not None else read_weights(ea_model_path, **hub)
         head = build_head(config, state, self.target.config)
         self.use_eagle3 = not isinstance(head, EagleHead)
+        widest = max((rank for level in trees.static or () for rank in level.rank), default=0)
+        if widest >= head.draft_size:
+            raise ValueError(f"tree has a child of rank {widest}, the head drafts only {head.draft_size} tokens")
         if use_eagle3 is not None and use_eagle3 != self.use_eagle3:
             raise ValueError(f"use_eagle3={use_eagle3}, but {ea_model_path!r} holds an {head.kind} head")
         self._taps: Taps = tapped_layers(head.config, len(self.target.layers)) if self.use_eagle3 else "last"
@@ -87,7 +96,9 @@ class EaModel(nn.Module):
             logger.info("total_token=%d clipped to %d: depth and top_k fill no more", total_token, trees.nodes)
         self.stats = GenerationStats()
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self.eval()
+        self._tokenizer_options: dict[str, Any] = {}
+        self.ea_layer.eval()
+        self.training = base_model.training
         if total_token == -1:
             self.ea_layer.tree = fastest_tree(self.target, self.ea_layer, self._taps)
 
@@ -120,7 +131,7 @@ class EaModel(nn.Module):
         hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs and name != "revision"}
         read_config(str(ea_model_path), **hub)  # a missing head is found before minutes of loading
         base_model = _load_base(str(base_model_path), kwargs)
-        return cls(
+        model = cls(
             use_eagle3,
             base_model,
             str(base_model_path),
@@ -132,6 +143,8 @@ class EaModel(nn.Module):
             tree=tree,
             **hub,
         )
+        model._tokenizer_options = {name: kwargs[name] for name in TOKENIZER_KEYWORDS if name in kwargs}
+        return model
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -141,10 +154,10 @@ class EaModel(nn.Module):
             FileNotFoundError: the base model's folder has none.
         """
         if self._tokenizer is None:
-            try:
-                self._tokenizer = AutoTokenizer.from_pretrained(self.base_model_name_or_path)
-            except (OSError, ValueError) as error:
-                raise FileNotFoundError(f"no tokenizer in {self.base_model_name_or_path!r}: {error}") from error
+            path = self.base_model_name_or_path
+            if Path(path).is_dir() and not any(Path(path).glob("*token*")):
+                raise FileNotFoundError(f"no tokenizer in {path!r}: set model.base_model_name_or_path to where it is")
+            self._tokenizer = AutoTokenizer.from_pretrained(path, **self._tokenizer_options)
         return self._tokenizer
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase:

@@ -98,6 +98,14 @@ class DraftHead(nn.Module):
         if own_embeddings:
             self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "DraftHead":
+        # Rotary frequencies rounded to bf16 are off by a radian after a thousand positions: they stay in fp32.
+        exact = self.rotary_emb.inv_freq
+        super()._apply(fn, recurse)
+        self.rotary_emb.inv_freq = exact.to(self.rotary_emb.inv_freq.device)
+        self.rotary_emb.original_inv_freq = self.rotary_emb.inv_freq.clone()
+        return self
+
     @property
     def device(self) -> torch.device:
         """Where the head's weights are."""
@@ -107,6 +115,11 @@ class DraftHead(nn.Module):
     def dtype(self) -> torch.dtype:
         """The head's floating-point type."""
         return next(self.parameters()).dtype
+
+    @property
+    def draft_size(self) -> int:
+        """How many tokens the head can draft."""
+        return int(self.config.vocab_size)
 
     @property
     def layers_count(self) -> int:
@@ -176,7 +189,6 @@ class Eagle3Head(DraftHead):
         super().__init__(config, own_embeddings)
         size, eps = config.hidden_size, config.rms_norm_eps
         self.target_size = config.target_hidden_size or size
-        self.draft_size = config.draft_vocab_size or config.vocab_size
         self.fc = nn.Linear(3 * self.target_size, size, bias=False)
         if config.norm_before_fc:
             self.input_norm = nn.RMSNorm(3 * self.target_size, eps=eps)
@@ -188,6 +200,11 @@ class Eagle3Head(DraftHead):
         if self.draft_size != config.vocab_size:
             self.d2t = nn.Buffer(torch.zeros(self.draft_size, dtype=torch.int64))
             self.t2d = nn.Buffer(torch.zeros(config.vocab_size, dtype=torch.bool))
+
+    @property
+    def draft_size(self) -> int:
+        """Rows of the head's output matrix."""
+        return int(self.config.draft_vocab_size or self.config.vocab_size)
 
     def fuse(self, features_BSF: torch.Tensor) -> torch.Tensor:
         """Return `fc` over the three concatenated features, normed first where the configuration says so."""

@@ -6,6 +6,7 @@ base model's end-of-sequence ids; knows nothing of drafting.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, TypedDict, TypeVar
 
 import torch
@@ -20,7 +21,7 @@ from transformers import (
 from typing_extensions import Unpack
 
 from eagle.model.rows import Request
-from eagle.model.sampling import GREEDY_BELOW, Noise, Sampler, warpers
+from eagle.model.sampling import GREEDY_BELOW, ROW_BY_ROW, Noise, Sampler, warpers
 from eagle.model.target import TargetModel
 
 T = TypeVar("T")
@@ -126,29 +127,44 @@ def prepare(
         ValueError: naming the argument, its value and the allowed range.
     """
     ids_BS = _check_ids(input_ids, target)
-    mask_BS = _check_mask(call.extras.get("attention_mask"), ids_BS)
-    limit = _check_limits(call, ids_BS.shape[1], target)
+    eos, pad = _ends(target)
+    mask_BS = _check_mask(call.extras.get("attention_mask"), ids_BS, target, eos)
+    limit = _check_limits(call, ids_BS.shape[1], _least_pads(mask_BS), target)
+    sampler = _sampler(call, len(ids_BS), target)
     criteria = StoppingCriteriaList(call.extras.get("stopping_criteria") or [])
     if criteria and len(ids_BS) > 1:
-        raise ValueError(
-            f"stopping_criteria see all rows in lock-step, which a batch of {len(ids_BS)} is not: use batch 1"
-        )
+        raise ValueError(f"stopping_criteria see all rows in lock-step, a batch of {len(ids_BS)} is not: use batch 1")
     if stop_strings := call.extras.get("stop_strings"):
         criteria.append(StopStringCriteria(tokenizer(), stop_strings))
-    processors = LogitsProcessorList(call.extras.get("logits_processor") or [])
-    processors.extend(warpers(call.temperature, call.top_k, call.top_p))
-    noise = None
-    if call.temperature > GREEDY_BELOW:
-        noise = Noise(len(ids_BS), target.vocabulary, target.device, call.extras.get("generator"))
-    eos, pad = _ends(target)
     if call.is_llama3:
-        eos |= {tokenizer().convert_tokens_to_ids("<|eot_id|>")}
-    return Request(ids_BS, mask_BS, limit, eos, pad, Sampler(processors, noise), criteria, bucket)
+        eos |= {_eot(tokenizer())}
+    return Request(ids_BS, mask_BS, limit, eos, pad, sampler, criteria, bucket)
+
+
+def _sampler(call: Call, batch: int, target: TargetModel) -> Sampler:
+    processors = LogitsProcessorList(call.extras.get("logits_processor") or [])
+    unknown = [type(p).__name__ for p in processors if type(p) not in ROW_BY_ROW]
+    if unknown and batch > 1:
+        raise ValueError(f"logits_processor {unknown} may tell rows apart, which a batch of {batch} hides: use batch 1")
+    processors.extend(warpers(call.temperature, call.top_k, call.top_p))
+    if call.temperature <= GREEDY_BELOW:
+        return Sampler(processors, None)
+    generator = call.extras.get("generator")
+    if generator is not None and generator.device.type != target.device.type:
+        raise ValueError(f"generator is on {generator.device}, the model on {target.device}: they must agree")
+    return Sampler(processors, Noise(batch, target.vocabulary, target.device, generator))
+
+
+def _eot(tokenizer: PreTrainedTokenizerBase) -> int:
+    token = tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    if token is None or token == tokenizer.unk_token_id:
+        raise ValueError("is_llama3=True stops at <|eot_id|>, which this tokenizer does not have")
+    return int(token)
 
 
 def _ends(target: TargetModel) -> tuple[frozenset[int], int]:
     """Return the ids that end a row and the id that pads it, as `generate` finds them."""
-    config = target.model.generation_config
+    config = target.model.generation_config or target.config
     eos = config.eos_token_id
     ends: list[int] = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
     pad = config.pad_token_id
@@ -158,47 +174,71 @@ def _ends(target: TargetModel) -> tuple[frozenset[int], int]:
 
 
 def _check_ids(input_ids: Any, target: TargetModel) -> torch.Tensor:
-    ids_BS = torch.as_tensor(input_ids)
+    try:
+        ids_BS = torch.as_tensor(input_ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"input_ids must be a tensor or rows of one length, got {type(input_ids).__name__} "
+            f"(of a tokenizer's result, pass `.input_ids`): {error}"
+        ) from error
     if ids_BS.ndim != 2 or ids_BS.numel() == 0:
         raise ValueError(
             f"input_ids must have shape [batch, prompt] with at least one token, got {tuple(ids_BS.shape)}"
         )
     if ids_BS.is_floating_point() or ids_BS.dtype == torch.bool:
         raise ValueError(f"input_ids must be whole numbers, got dtype {ids_BS.dtype}")
+    ids_BS = ids_BS.to(target.device, torch.int64)
     known = target.model.get_input_embeddings().num_embeddings
     low, high = int(ids_BS.min()), int(ids_BS.max())
     if low < 0 or high >= known:
         raise ValueError(f"input_ids hold token {low if low < 0 else high}; the model knows 0 to {known - 1}")
-    return ids_BS.to(target.device, torch.int64)
+    return ids_BS
 
 
-def _check_mask(attention_mask: torch.Tensor | None, ids_BS: torch.Tensor) -> torch.Tensor | None:
-    if attention_mask is None:
-        return None
-    mask_BS = torch.as_tensor(attention_mask).to(ids_BS.device)
+def _check_mask(given: Any, ids_BS: torch.Tensor, target: TargetModel, eos: frozenset[int]) -> torch.Tensor | None:
+    """Return the mask, inferred from pad ids as `generate` does where none is given; None where nothing is padded."""
+    if given is None:
+        pad = getattr(target.model.generation_config, "pad_token_id", None)
+        if pad is None or pad in eos or not bool((ids_BS == pad).any()):
+            return None
+        given = ids_BS != pad
+    mask_BS = torch.as_tensor(given).to(ids_BS.device)
     if mask_BS.shape != ids_BS.shape:
         raise ValueError(f"attention_mask has shape {tuple(mask_BS.shape)}, input_ids {tuple(ids_BS.shape)}")
-    mask_BS = mask_BS.long()
     if not bool(((mask_BS == 0) | (mask_BS == 1)).all()):
         raise ValueError("attention_mask must hold only 0 (pad) and 1 (token)")
+    mask_BS = mask_BS.long()
     if bool((mask_BS[:, 1:] < mask_BS[:, :-1]).any()):
-        raise ValueError("attention_mask marks pads after tokens; pad on the left: tokenizer.padding_side = 'left'")
+        raise ValueError(
+            "pads stand after tokens; pad on the left (tokenizer.padding_side = 'left'), or pass attention_mask "
+            "where the pad id is meant as a token"
+        )
     if not bool(mask_BS[:, -1].all()):
         raise ValueError("attention_mask marks a row without any token")
     return None if bool(mask_BS.all()) else mask_BS
 
 
-def _check_limits(call: Call, prompt: int, target: TargetModel) -> int:
+def _least_pads(mask_BS: torch.Tensor | None) -> int:
+    return 0 if mask_BS is None else int((mask_BS == 0).sum(-1).min())
+
+
+def _check_limits(call: Call, prompt: int, pads: int, target: TargetModel) -> int:
     """Return the most tokens a row may have, prompt included."""
+    for name in ("max_new_tokens", "max_length"):
+        if not isinstance(getattr(call, name), Integral):
+            raise ValueError(f"{name}={getattr(call, name)!r} must be a whole number")
     if call.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={call.max_new_tokens} must be at least 1")
     if prompt >= call.max_length:
         raise ValueError(
             f"the prompt has {prompt} tokens, max_length={call.max_length} leaves no room: raise max_length"
         )
-    limit = min(prompt + call.max_new_tokens, call.max_length)
+    limit = int(min(prompt + call.max_new_tokens, call.max_length))
     positions = target.last_position
-    if positions is not None and limit > positions:
-        room = f"use max_new_tokens={positions - prompt} or less" if prompt < positions else "shorten the prompt"
-        raise ValueError(f"prompt and new tokens make {limit} tokens, the model has {positions} positions: {room}")
+    if positions is not None and limit - pads > positions:
+        room = positions - prompt + pads
+        remedy = f"use max_new_tokens={room} or less" if room > 0 else "shorten the prompt"
+        raise ValueError(
+            f"prompt and new tokens make {limit - pads} tokens, the model has {positions} positions: {remedy}"
+        )
     return limit

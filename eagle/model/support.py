@@ -74,6 +74,10 @@ def check_target(model: Any) -> None:
             f"attn_implementation={model.config._attn_implementation!r} reads a tree mask as padding; "
             f"load the base model with one of {ATTENTION}"
         )
+    # Windows that the model builds itself, from slots, where a tree's siblings would not share a position.
+    own = [key for key, value in config.to_dict().items() if key.endswith("window_size") and isinstance(value, int)]
+    if own or "local" in (getattr(config, "attention_layers", None) or ()):
+        raise NotImplementedError(f"{name} builds a window of its own over slots ({own or 'attention_layers'})")
     layer_masks(config)
 
 
@@ -89,7 +93,9 @@ def layer_masks(config: PreTrainedConfig) -> LayerMask | dict[str, LayerMask]:
         return LayerMask("sliding_attention", window) if window is not None else LayerMask()
     unknown = sorted(set(kinds) - {"full_attention", *WINDOWS})
     if unknown:
-        raise NotImplementedError(f"layers of type {unknown} keep a running state that a tree cannot branch")
+        raise NotImplementedError(
+            f"layers of type {unknown} are not softmax attention under a plain mask; a tree cannot branch through them"
+        )
     return {kind: LayerMask(kind, getattr(config, WINDOWS.get(kind, ""), None)) for kind in dict.fromkeys(kinds)}
 
 

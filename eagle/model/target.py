@@ -58,7 +58,6 @@ class TargetModel:
         self.last_position = last_position(model)
         self._masks = layer_masks(self.config)
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(model).forward).parameters
-        self._lock = _LOCKS.setdefault(model, threading.RLock())
 
     @property
     def device(self) -> torch.device:
@@ -186,7 +185,7 @@ class TargetModel:
         last_only: bool = False,
     ) -> TargetOutput:
         extra = {"logits_to_keep": 1} if last_only and self._keeps_logits else {}
-        with self._lock, self.tapped(taps) as caught:
+        with self.tapped(taps) as caught:
             output = self.model(
                 input_ids=ids_BN,
                 attention_mask=mask,
@@ -200,27 +199,31 @@ class TargetModel:
     def joined(self, caught: dict[int, torch.Tensor], taps: Taps) -> torch.Tensor:
         """Return the features [B, N, F] of one tapped forward."""
         wanted = len(taps) if isinstance(taps, tuple) else 1
-        assert len(caught) == wanted, (
-            f"{len(caught)} of {wanted} feature taps fired; was the base model compiled before?"
-        )
+        if len(caught) != wanted:
+            raise RuntimeError(f"{len(caught)} of {wanted} feature taps fired; was the base model compiled before?")
         features = [caught[key].to(self.device) for key in sorted(caught)]
         return features[0] if wanted == 1 else torch.cat(features, -1)
 
     @contextmanager
     def tapped(self, taps: Taps) -> Iterator[dict[int, torch.Tensor]]:
-        """Hook the base model for one forward; yields the dict that the hooks fill."""
+        """Hook the base model for one forward of this thread, alone; yields the dict that the hooks fill."""
         caught: dict[int, torch.Tensor] = {}
+        thread = threading.get_ident()
 
         def catch_output(module: nn.Module, args: Any, output: Any) -> None:
-            caught[0] = output[0]
+            if threading.get_ident() == thread:
+                caught[0] = output[0]
 
         def catch_input(index: int) -> Callable[..., None]:
             def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-                caught[index] = args[0] if args else kwargs["hidden_states"]
+                if threading.get_ident() == thread:
+                    caught[index] = args[0] if args else kwargs["hidden_states"]
 
             return hook
 
         handles = []
+        lock = _LOCKS.setdefault(self.model, threading.RLock())
+        lock.acquire()
         try:
             if taps == "last":
                 handles.append(self.model.get_decoder().register_forward_hook(catch_output))
@@ -230,3 +233,4 @@ class TargetModel:
         finally:
             for handle in handles:
                 handle.remove()
+            lock.release()

@@ -91,6 +91,7 @@ def train(
     schedule: Schedule,
     run: Callable[[torch.Tensor], Outcome],
     checkpoint: Path,
+    described: str = "",
 ) -> None:
     """Train in place; an existing checkpoint is continued.
 
@@ -99,14 +100,14 @@ def train(
         ids_T: all training ids in one row.
         run: a batch of ids -> loss and accuracies.
         checkpoint: file holding weights, optimisers and the step.
+        described: what else makes this run what it is; a checkpoint of another one is refused.
     """
+    described = f"{schedule!r} {described}".strip()
     optims, first = optimizers(head), 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        if state["schedule"] != repr(schedule):
-            raise ValueError(
-                f"{checkpoint} belongs to {state['schedule']}, not to {schedule!r}: delete it to start anew"
-            )
+        if state["run"] != described:
+            raise ValueError(f"{checkpoint} belongs to {state['run']}, not to {described}: delete it to start anew")
         head.load_state_dict(state["head"])
         for optim, saved in zip(optims, state["optims"], strict=True):
             optim.load_state_dict(saved)
@@ -131,6 +132,6 @@ def train(
         bar.update()
         if (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:
             state = {"head": head.state_dict(), "optims": [o.state_dict() for o in optims], "step": step + 1}
-            state |= {"rng": torch.get_rng_state(), "schedule": repr(schedule)}
+            state |= {"rng": torch.get_rng_state(), "run": described}
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)

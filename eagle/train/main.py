@@ -47,11 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(args.seed)
     ids_T = np.load(args.trainpath)
     base = AutoModelForCausalLM.from_pretrained(args.basepath, attn_implementation="eager", dtype=torch.float32)
-    target = TargetModel(base.eval().requires_grad_(False))
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    target = TargetModel(base.to(device).eval().requires_grad_(False))
     draft_tokens = None
     if args.draft_vocab_size is not None:
         draft_tokens = frequent_tokens(ids_T, target.vocabulary, args.draft_vocab_size)
-    head = new_head(args.kind, target, draft_tokens)
+    head = new_head(args.kind, target, draft_tokens).to(device)
     taps: Taps = "last" if args.kind == "eagle" else tapped_layers(head.config, len(target.layers))
     if isinstance(head, Eagle3Head):
         recipe = eagle3_recipe(head, target, args.steps)
@@ -61,10 +62,11 @@ def main(argv: list[str] | None = None) -> int:
 
     def run(ids_BT: torch.Tensor) -> Outcome:
         with torch.autocast(target.device.type, dtype=torch.bfloat16):
-            return recipe(lesson(target, ids_BT, taps))
+            return recipe(lesson(target, ids_BT.to(device), taps))
 
     args.cpdir.mkdir(parents=True, exist_ok=True)
-    train(head, torch.from_numpy(ids_T.astype(np.int32)), schedule, run, args.cpdir / "training.pt")
+    described = f"{args.kind} head, {args.steps} steps, {args.draft_vocab_size} draft tokens, {args.trainpath}"
+    train(head, torch.from_numpy(ids_T.astype(np.int32)), schedule, run, args.cpdir / "training.pt", described)
     save_head(head.to(torch.bfloat16), args.cpdir)
     return 0
 
