@@ -140,9 +140,7 @@ def test_known_processors_work_in_a_batch(tmp_path):
     base = base_model("llama")
     ids, mask = prompts(base, 3)
     chosen = [RepetitionPenaltyLogitsProcessor(1.3), NoRepeatNGramLogitsProcessor(2)]
-    want = base.generate(
-        ids, attention_mask=mask, max_new_tokens=25, do_sample=False, repetition_penalty=1.3, no_repeat_ngram_size=2
-    )
+    want = base.generate(ids, attention_mask=mask, max_new_tokens=25, do_sample=False, logits_processor=[*chosen])
     model = ea_model(tmp_path)
     model.ea_layer = ScriptedDrafter(want, VOCABULARY, ids.shape[1])
     out = model.eagenerate(ids, max_new_tokens=25, attention_mask=mask, logits_processor=chosen)

@@ -21,7 +21,7 @@ from transformers import (
 from typing_extensions import Unpack
 
 from eagle.model.rows import Request
-from eagle.model.sampling import GREEDY_BELOW, ROW_BY_ROW, Noise, Sampler, warpers
+from eagle.model.sampling import GREEDY_BELOW, Noise, Sampler, treats_rows_alike, warpers
 from eagle.model.target import TargetModel
 
 T = TypeVar("T")
@@ -143,7 +143,7 @@ def prepare(
 
 def _sampler(call: Call, batch: int, target: TargetModel) -> Sampler:
     processors = LogitsProcessorList(call.extras.get("logits_processor") or [])
-    unknown = [type(p).__name__ for p in processors if type(p) not in ROW_BY_ROW]
+    unknown = [type(p).__name__ for p in processors if not treats_rows_alike(p)]
     if unknown and batch > 1:
         raise ValueError(f"logits_processor {unknown} may tell rows apart, which a batch of {batch} hides: use batch 1")
     processors.extend(warpers(call.temperature, call.top_k, call.top_p))

@@ -19,6 +19,7 @@ from transformers import (
     ForcedEOSTokenLogitsProcessor,
     InfNanRemoveLogitsProcessor,
     LogitNormalization,
+    LogitsProcessor,
     LogitsProcessorList,
     MinLengthLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
@@ -64,6 +65,12 @@ ROW_BY_ROW = STATELESS | {
     LogitNormalization,
     ExponentialDecayLengthPenalty,
 }
+
+
+def treats_rows_alike(processor: LogitsProcessor) -> bool:
+    """Tell whether a processor may be shown the rows of a batch one at a time."""
+    per_row = getattr(processor, "prompt_ignore_length", None)
+    return type(processor) in ROW_BY_ROW and (per_row is None or isinstance(per_row, int))
 
 
 def warpers(temperature: float, top_k: float, top_p: float) -> LogitsProcessorList:
