@@ -124,3 +124,22 @@ def test_contract_masks_a_star_of_siblings_equals_single_forwards(name, bucket):
     prompt = ids[0].tolist()
     for node, path in enumerate([[5], [5, 17], [5, 33], [5, 17, 60], [5, 33, 18]]):
         torch.testing.assert_close(logits[node], uncached_logits(base, prompt + path), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "gemma2", "gpt_oss"])
+@VIEWS
+def test_windows_shorter_than_a_branch_are_measured_in_positions(name, bucket):
+    """Every level has a sibling, so slots run ahead of positions and the window (7) ends inside the tree."""
+    base = base_model(name)
+    target = TargetModel(base)
+    ids, _ = prompts(base, 1, 6)
+    parents = [-1] + [max(0, 2 * (level - 1)) for level in range(1, 11) for _ in range(2)]
+    tokens = torch.randint(3, VOCABULARY, (1, len(parents)), generator=torch.Generator().manual_seed(1))
+    tree = from_parents(tokens, torch.tensor([parents]), torch.zeros(tokens.shape), 11)
+    cache = target.new_cache(1, 40, [0], bucket)
+    target.prefill(ids, None, cache, None)
+    logits = target.verify(tree, cache, None).logits_BNV[0]
+    for node in (13, 18, len(parents) - 1):
+        path = [int(tokens[0, n]) for n in path_to(parents, node)]
+        assert len(path) > 7
+        torch.testing.assert_close(logits[node], uncached_logits(base, ids[0].tolist() + path), rtol=1e-3, atol=1e-3)

@@ -211,6 +211,19 @@ def test_any_logits_processor_sees_the_prefixes_generate_shows_it(tmp_path, seed
     assert model.stats.acceptance_length > 1.5
 
 
+@pytest.mark.parametrize("stop", range(11, 17))
+def test_no_processor_runs_after_the_last_token_of_an_accepted_path(tmp_path, stop):
+    base = base_model("qwen3")
+    ids, _ = prompts(base, 1)
+    config = GenerationConfig(max_new_tokens=30, eos_token_id=None, pad_token_id=0)
+    free = base.generate(ids, logits_processor=[OncePerToken()], generation_config=config)
+    theirs, ours = OncePerToken(), OncePerToken()
+    want = base.generate(ids, logits_processor=[theirs], stopping_criteria=[StopAt(stop)], generation_config=config)
+    model = scripted(ea_model(tmp_path, "qwen3"), free, ids.shape[1])  # its answers go on behind the end
+    out = model.eagenerate(ids, max_new_tokens=30, logits_processor=[ours], stopping_criteria=[StopAt(stop)])
+    assert torch.equal(out, want) and ours.prefixes == theirs.prefixes
+
+
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
 def test_the_kind_of_head_is_read_from_the_checkpoint(on_disk, kind):
     assert load(on_disk, kind).use_eagle3 == (kind == "eagle3")

@@ -183,9 +183,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-prompts", type=int, default=8)
     parser.add_argument("--max-new-token", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--total-token", type=int, default=26)
-    parser.add_argument("--depth", type=int, default=5)
-    parser.add_argument("--top-k", type=int, default=8)
+    parser.add_argument("--total-token", type=int, default=12)
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--top-k", type=int, default=4)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--json", type=Path, default=None, help="also write everything here")
     return parser

@@ -94,8 +94,9 @@ class Generation:
         acceptance, tokens = self._accept(tree, output.logits_BNV)
         # The one read of the step: everything the host needs to know.
         path, accepted = acceptance.path_BA.tolist(), acceptance.n_accepted_B.tolist()
-        idle = 1 if self.drafter is None else 0  # plain decoding keeps ended rows in step, as `generate` does
-        ended = [self.rows.finished[row] is not None and row not in active for row in self.running]
+        # Plain decoding keeps ended rows in step, as `generate` does; a drafting one leaves them where they ended.
+        idle = 1 if self.drafter is None else 0
+        ended = [self.rows.finished[row] is not None for row in self.running]
         counts = [idle if end else n + 1 for n, end in zip(accepted, ended, strict=True)]
         in_place = all(p[:c] == list(range(c)) for p, c in zip(path, counts, strict=True))
         self.cache.commit(acceptance.path_BA, counts, in_place)
