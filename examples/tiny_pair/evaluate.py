@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import random
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ def perplexity(base: torch.nn.Module, prompts: list[torch.Tensor]) -> float:
 def main(argv: list[str] | None = None) -> int:
     """Measure every method on every kind of prompt."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--max-new-token", type=int, default=128)
+    parser.add_argument("--max-new-token", type=int, default=64)
     parser.add_argument("--num-prompts", type=int, default=64)
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args(argv)
@@ -54,16 +55,20 @@ def main(argv: list[str] | None = None) -> int:
     for kind in ("held_out", "other"):
         prompts = read_prompts(PAIR / "prompts.jsonl", tokenizer, args.num_prompts, kind)
         print(f"{kind}: {len(prompts)} prompts, perplexity {perplexity(base, prompts):.2f}")
-        for name, model in load_models(base, settings).items():
+        for temperature, (name, model) in product((0.0, 1.0), load_models(base, settings).items()):
+            torch.manual_seed(0)
             steps = []
             for ids in tqdm(prompts, desc=name, leave=False, disable=None):
-                model.eagenerate(ids, max_new_tokens=args.max_new_token)
+                model.eagenerate(ids, temperature=temperature, max_new_tokens=args.max_new_token)
                 steps.append((model.stats.row_steps, sum(model.stats.accepted_per_step)))
             tau, low, high = interval(steps, random.Random(0))
             tree = model.ea_layer.tree
-            print(f"  {name}  τ {tau:.2f}  95 % [{low:.2f}, {high:.2f}]  {tree.nodes} nodes")
-            row = {"prompts": kind, "method": name, "tau": tau, "interval": [low, high], "nodes": tree.nodes}
-            results.append(row | {"levels": tree.levels - 1, "prompt_count": len(prompts)})
+            print(
+                f"  T={temperature:g}  {name}  τ {tau:.2f}  95 % [{low:.2f}, {high:.2f}]  {tree.nodes} nodes",
+                flush=True,
+            )
+            row = {"prompts": kind, "temperature": temperature, "method": name, "tau": tau, "interval": [low, high]}
+            results.append(row | {"nodes": tree.nodes, "levels": tree.levels - 1, "prompt_count": len(prompts)})
     if args.json is not None:
         document = {"provenance": provenance(), "max_new_token": args.max_new_token, "results": results}
         args.json.write_text(json.dumps(document, indent=1) + "\n")
