@@ -94,10 +94,10 @@ class Generation:
         acceptance, tokens = self._accept(tree, output.logits_BNV)
         # The one read of the step: everything the host needs to know.
         path, accepted = acceptance.path_BA.tolist(), acceptance.n_accepted_B.tolist()
-        # Plain decoding keeps ended rows in step, as `generate` does; a drafting one leaves them where they ended.
+        # A row keeps its root and what it emitted but the last token, which is the next root. Rows that had ended
+        # stay where they are; plain decoding moves them along, because `generate` keeps rows in step.
         idle = 1 if self.drafter is None else 0
-        ended = [self.rows.finished[row] is not None for row in self.running]
-        counts = [idle if end else n + 1 for n, end in zip(accepted, ended, strict=True)]
+        counts = [len(new) or idle for new in tokens]
         in_place = all(p[:c] == list(range(c)) for p, c in zip(path, counts, strict=True))
         self.cache.commit(acceptance.path_BA, counts, in_place)
         self.roots_B = acceptance.next_token_B

@@ -48,7 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args(argv)
     paths = ["--base-model-path", str(PAIR / "target"), "--ea-model-path", str(PAIR / "eagle"), str(PAIR / "eagle3")]
-    settings = bench_parser().parse_args(paths)
+    # As many nodes and levels as the static tree has, so that the methods are compared and not the sizes.
+    size = ["--total-token", "26", "--depth", "4", "--top-k", "8"]
+    settings = bench_parser().parse_args([*paths, *size])
     base = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(PAIR / "target")
     results = []
