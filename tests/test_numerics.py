@@ -1,10 +1,13 @@
 """In half precision a first difference from plain decoding is a near-tie, by the model's own measured noise floor."""
 
+import math
+
 import pytest
 import torch
 from architectures import SMALL
 from pairs import ea_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 
 @torch.no_grad()
@@ -45,6 +48,21 @@ def test_a_first_difference_is_a_near_tie(tmp_path, name, dtype):
             assert float((logits[drafted[first]] - logits[plain[first]]).abs()) <= 2 * floor
             differing += 1
     assert compared == 8 and differing <= compared
+
+
+@pytest.mark.parametrize("base", [10000.0, 500.0])
+def test_contract_rotary_embedding_rotates_halves_by_the_configured_base(tmp_path, base):
+    rope = {"rope_type": "default", "rope_theta": base}
+    head = ea_model(tmp_path, "llama", head_fields={"rope_parameters": rope}).ea_layer.head
+    size, position = head.config.head_dim, 37
+    vector = torch.randn(1, 1, 1, size, generator=torch.Generator().manual_seed(0))
+    cos, sin = head.rotary_emb(vector, torch.tensor([[position]]))
+    got, _ = apply_rotary_pos_emb(vector, vector, cos, sin)
+    for i in range(size // 2):
+        a, b = vector[0, 0, 0, i].item(), vector[0, 0, 0, i + size // 2].item()
+        angle = position * base ** (-2 * i / size)
+        assert got[0, 0, 0, i].item() == pytest.approx(a * math.cos(angle) - b * math.sin(angle), abs=1e-5)
+        assert got[0, 0, 0, i + size // 2].item() == pytest.approx(b * math.cos(angle) + a * math.sin(angle), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
