@@ -18,7 +18,7 @@ from eagle.model.rows import DecodeStep, Request, Rows
 from eagle.model.stats import GenerationStats
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import DraftTree, root_only
-from eagle.model.verify import Acceptance, accept, accept_stepwise
+from eagle.model.verify import Acceptance, Walked, accept, accept_stepwise
 
 
 class Generation:
@@ -32,7 +32,8 @@ class Generation:
         switch = target.rope_switch
         # In `generate` rows advance in lock-step and the longest decides over all rows' frequencies; only plain
         # decoding does so too.
-        is_batch = len(self.running) > 1 or any(request.pads)
+        self.pads = request.pads
+        is_batch = len(self.running) > 1 or any(self.pads)
         self.lock_step = switch is not None and is_batch and request.limit > switch.position
         if self.lock_step:
             drafter = None
@@ -42,7 +43,7 @@ class Generation:
 
     def _start(self) -> None:
         """Allocate caches for the rows that run."""
-        pads = [self.request.pads[row] for row in self.running]
+        pads = [self.pads[row] for row in self.running]
         nodes = self.drafter.tree.nodes if self.drafter is not None else 1
         batch, capacity = len(self.running), self.request.limit + nodes
         self.cache: KVCache = self.target.new_cache(batch, capacity, pads, self.request.bucket)
@@ -75,7 +76,7 @@ class Generation:
         on_features = feed_head if self.drafter is not None else None
         logits_BV = self.target.prefill(ids_BS, mask_BS, self.cache, self.taps if on_features else None, on_features)
         tree = root_only(torch.zeros(len(ids_BS), dtype=torch.int64, device=logits_BV.device))
-        acceptance, tokens = self._accept(tree, logits_BV[:, None])
+        acceptance, _, tokens = self._accept(tree, logits_BV[:, None])
         self.roots_B = acceptance.next_token_B
         if self.drafter is not None and self.draft_state is not None:
             ones = [1] * len(self.running)
@@ -91,14 +92,12 @@ class Generation:
         tree = self._draft()
         active = [row for row in self.running if self.rows.finished[row] is None]
         output = self.target.verify(tree, self.cache, self.taps if self.drafter is not None else None)
-        acceptance, tokens = self._accept(tree, output.logits_BNV)
-        # The one read of the step: everything the host needs to know.
-        path, accepted = acceptance.path_BA.tolist(), acceptance.n_accepted_B.tolist()
+        acceptance, walked, tokens = self._accept(tree, output.logits_BNV)
         # A row keeps its root and what it emitted but the last token, which is the next root. Rows that had ended
         # stay where they are; plain decoding moves them along, because `generate` keeps rows in step.
         idle = 1 if self.drafter is None else 0
         counts = [len(new) or idle for new in tokens]
-        in_place = all(p[:c] == list(range(c)) for p, c in zip(path, counts, strict=True))
+        in_place = all(p[:c] == list(range(c)) for p, c in zip(walked.paths, counts, strict=True))
         self.cache.commit(acceptance.path_BA, counts, in_place)
         self.roots_B = acceptance.next_token_B
         if self.drafter is not None and self.draft_state is not None:
@@ -106,8 +105,8 @@ class Generation:
             assert features_BNF is not None
             index_BAF = acceptance.path_BA[..., None].expand(-1, -1, features_BNF.shape[-1])
             self.drafter.observe(self.draft_state, features_BNF.gather(1, index_BAF), acceptance.tokens_BA, counts)
-        step = self._emit(tokens, tree.size - 1, accepted, tree)
-        active_accepted = [accepted[self.running.index(row)] for row in active]
+        step = self._emit(tokens, tree.size - 1, walked.accepted, tree)
+        active_accepted = [walked.accepted[self.running.index(row)] for row in active]
         self.stats.record_step(tree.size - 1, active_accepted, time.perf_counter() - started)
         return step
 
@@ -128,7 +127,7 @@ class Generation:
         deepest = max(0, self.request.limit - length - 1)
         switch = self.target.rope_switch
         if switch is not None:
-            root = length - 1 - self.request.pads[row]
+            root = length - 1 - self.pads[row]
             if root < switch.position:
                 deepest = min(deepest, switch.position - 1 - root)
             elif switch.plain_beyond:
@@ -152,8 +151,8 @@ class Generation:
         self.stats.record_step(0, [0] * len(active), time.perf_counter() - started)
         return step
 
-    def _accept(self, tree: DraftTree, logits_BNV: torch.Tensor) -> tuple[Acceptance, list[list[int]]]:
-        """Walk the tree; return the walk and what each running row emits, cut where the row ends."""
+    def _accept(self, tree: DraftTree, logits_BNV: torch.Tensor) -> tuple[Acceptance, Walked, list[list[int]]]:
+        """Walk the tree; return the walk, on device and host, and what each running row emits up to its end."""
         rows, running, sampler = self.rows, self.running, self.request.sampler
         active = [rows.finished[row] is None for row in running]
         before = [len(rows.new[row]) for row in running]
@@ -164,7 +163,8 @@ class Generation:
             sampler.noise.forget_before(soonest - 1)
         if sampler.is_stateless:
             acceptance = accept(tree, logits_BNV, sampler, positions, running)
-            self._push_all(acceptance, active)
+            walked = acceptance.read()
+            self._push_all(walked, active)
         else:
             acceptance = accept_stepwise(
                 tree,
@@ -176,12 +176,12 @@ class Generation:
                 rows=running,
                 active=active,
             )
-        return acceptance, [rows.new[row][start:] for row, start in zip(running, before, strict=True)]
+            walked = acceptance.read()
+        return acceptance, walked, [rows.new[row][start:] for row, start in zip(running, before, strict=True)]
 
-    def _push_all(self, acceptance: Acceptance, active: Sequence[bool]) -> None:
-        tokens, accepted = acceptance.tokens_BA.tolist(), acceptance.n_accepted_B.tolist()
+    def _push_all(self, walked: Walked, active: Sequence[bool]) -> None:
         for index, row in enumerate(self.running):
-            for token in tokens[index][: accepted[index] + 1] if active[index] else ():
+            for token in walked.tokens[index][: walked.accepted[index] + 1] if active[index] else ():
                 if self.rows.push(row, token):
                     break
 

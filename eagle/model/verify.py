@@ -40,10 +40,25 @@ class Acceptance:
     n_accepted_B: torch.Tensor
     tokens_BA: torch.Tensor
 
+    def read(self) -> "Walked":
+        """Copy the outcome to the host in one transfer, the only one of a step."""
+        width = self.path_BA.shape[1]
+        rows = torch.cat([self.path_BA, self.tokens_BA, self.n_accepted_B[:, None]], 1).tolist()
+        return Walked([row[:width] for row in rows], [row[width:-1] for row in rows], [row[-1] for row in rows])
+
     @property
     def next_token_B(self) -> torch.Tensor:
         """The bonus token, the next tree's root."""
         return self.tokens_BA.gather(1, self.n_accepted_B[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class Walked:
+    """An `Acceptance` as host integers."""
+
+    paths: list[list[int]]
+    tokens: list[list[int]]
+    accepted: list[int]
 
 
 def accept(
