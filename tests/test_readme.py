@@ -89,7 +89,7 @@ def test_the_reference_s_example_runs_in_a_venv_made_by_the_install_line(tmp_pat
     for requirement in (f"torch=={torch_version}", f"{ROOT}[chat]"):
         subprocess.run([python, "-m", "pip", "install", "--quiet", requirement], check=True, cwd=tmp_path)
     snippet = reference_snippet().replace("lmsys/vicuna-7b-v1.3", str(PAIR / "target"))
-    snippet = snippet.replace("yuhuili/EAGLE-Vicuna-7B-v1.3", str(PAIR / "eagle"))
+    snippet = snippet.replace("yuhuili/EAGLE-Vicuna-7B-v1.3", str(PAIR / "eagle_head"))
     # Machines without a GPU have no .cuda(); everything else is run to the letter.
     prelude = "" if torch.cuda.is_available() else "import torch; torch.Tensor.cuda = lambda self: self\n"
     done = subprocess.run(

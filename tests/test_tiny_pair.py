@@ -20,7 +20,7 @@ PAIR = ROOT / "examples" / "tiny_pair"
 def pair():
     base = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32).eval()
     settings = parser().parse_args(
-        ["--base-model-path", str(PAIR / "target"), "--ea-model-path", str(PAIR / "eagle"), str(PAIR / "eagle3")]
+        ["--base-model-path", str(PAIR / "target"), "--ea-model-path", str(PAIR / "eagle_head"), str(PAIR / "eagle3_head")]
     )
     return base, AutoTokenizer.from_pretrained(PAIR / "target"), load_models(base, settings)
 
@@ -79,7 +79,7 @@ def test_the_demo_colours_drafts_and_reports_equal_ids():
 
 
 def test_bench_writes_a_document_with_its_provenance(tmp_path, capsys):
-    heads = [str(PAIR / "eagle")]
+    heads = [str(PAIR / "eagle_head")]
     arguments = ["--base-model-path", str(PAIR / "target"), "--prompts", str(PAIR / "prompts.jsonl"), "--ea-model-path"]
     limits = ["--num-prompts", "1", "--max-new-token", "8", "--rounds", "2", "--json", str(tmp_path / "b.json")]
     assert main([*arguments, *heads, *limits]) == 0
