@@ -51,7 +51,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    paths = ["--base-model-path", str(PAIR / "target"), "--ea-model-path", str(PAIR / "eagle_head"), str(PAIR / "eagle3_head")]
+    paths = [
+        "--base-model-path",
+        str(PAIR / "target"),
+        "--ea-model-path",
+        str(PAIR / "eagle_head"),
+        str(PAIR / "eagle3_head"),
+    ]
     settings = bench_parser().parse_args(paths)
     base = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(PAIR / "target")

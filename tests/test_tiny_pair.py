@@ -20,7 +20,13 @@ PAIR = ROOT / "examples" / "tiny_pair"
 def pair():
     base = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32).eval()
     settings = parser().parse_args(
-        ["--base-model-path", str(PAIR / "target"), "--ea-model-path", str(PAIR / "eagle_head"), str(PAIR / "eagle3_head")]
+        [
+            "--base-model-path",
+            str(PAIR / "target"),
+            "--ea-model-path",
+            str(PAIR / "eagle_head"),
+            str(PAIR / "eagle3_head"),
+        ]
     )
     return base, AutoTokenizer.from_pretrained(PAIR / "target"), load_models(base, settings)
 

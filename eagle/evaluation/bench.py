@@ -177,7 +177,10 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eagle.evaluation.bench", description=__doc__.split("\n")[0])
     parser.add_argument("--base-model-path", default=str(TINY_PAIR / "target"))
     parser.add_argument(
-        "--ea-model-path", nargs="+", default=[str(TINY_PAIR / "eagle_head"), str(TINY_PAIR / "eagle3_head")], help="heads"
+        "--ea-model-path",
+        nargs="+",
+        default=[str(TINY_PAIR / "eagle_head"), str(TINY_PAIR / "eagle3_head")],
+        help="heads",
     )
     parser.add_argument("--prompts", type=Path, default=TINY_PAIR / "prompts.jsonl", help="JSON lines with `text`")
     parser.add_argument("--num-prompts", type=int, default=8)

@@ -47,7 +47,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num-prompts", type=int, default=64)
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args(argv)
-    paths = ["--base-model-path", str(PAIR / "target"), "--ea-model-path", str(PAIR / "eagle_head"), str(PAIR / "eagle3_head")]
+    paths = [
+        "--base-model-path",
+        str(PAIR / "target"),
+        "--ea-model-path",
+        str(PAIR / "eagle_head"),
+        str(PAIR / "eagle3_head"),
+    ]
     # As many nodes and levels as the static tree has, so that the methods are compared and not the sizes.
     size = ["--total-token", "26", "--depth", "4", "--top-k", "8"]
     settings = bench_parser().parse_args([*paths, *size])
