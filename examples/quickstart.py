@@ -12,12 +12,10 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from eagle import EaModel
-from eagle.evaluation.bench import load_models, measure, methods, read_prompts, table
-from eagle.evaluation.bench import parser as bench_parser
+from eagle.evaluation.bench import load_pair, measure, methods, read_prompts, table
 
 PAIR = Path(__file__).parent / "tiny_pair"
 GREEN, GREY, PLAIN = "\033[32m", "\033[90m", "\033[0m"
@@ -51,17 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    paths = [
-        "--base-model-path",
-        str(PAIR / "target"),
-        "--ea-model-path",
-        str(PAIR / "eagle_head"),
-        str(PAIR / "eagle3_head"),
-    ]
-    settings = bench_parser().parse_args(paths)
-    base = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(PAIR / "target")
-    models = load_models(base, settings)
+    base, tokenizer, models = load_pair(PAIR)
     prompts = read_prompts(PAIR / "prompts.jsonl", tokenizer, args.num_prompts)
     colours = "NO_COLOR" not in os.environ and (sys.stdout.isatty() or "FORCE_COLOR" in os.environ)
     show(models["EAGLE-3"], prompts[0], args.max_new_token, colours)

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eagle.evaluation.bench import load_models, main, measure, methods, parser, read_prompts
+from eagle.evaluation.bench import load_pair, main, measure, methods, read_prompts
 
 ROOT = Path(__file__).parent.parent
 PAIR = ROOT / "examples" / "tiny_pair"
@@ -18,17 +17,7 @@ PAIR = ROOT / "examples" / "tiny_pair"
 
 @pytest.fixture(scope="module")
 def pair():
-    base = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32).eval()
-    settings = parser().parse_args(
-        [
-            "--base-model-path",
-            str(PAIR / "target"),
-            "--ea-model-path",
-            str(PAIR / "eagle_head"),
-            str(PAIR / "eagle3_head"),
-        ]
-    )
-    return base, AutoTokenizer.from_pretrained(PAIR / "target"), load_models(base, settings)
+    return load_pair(PAIR)
 
 
 def test_all_files_together_stay_under_40_megabytes():

@@ -208,6 +208,14 @@ def load_models(base: Any, args: argparse.Namespace) -> dict[str, EaModel]:
     return models
 
 
+def load_pair(folder: Path, *options: str) -> tuple[Any, Any, dict[str, EaModel]]:
+    """Return base (fp32), tokenizer and models of the tiny pair in `folder`; `options` are this command's own."""
+    heads = [str(folder / "eagle_head"), str(folder / "eagle3_head")]
+    args = parser().parse_args(["--base-model-path", str(folder / "target"), "--ea-model-path", *heads, *options])
+    base = AutoModelForCausalLM.from_pretrained(args.base_model_path, dtype=torch.float32).eval()
+    return base, AutoTokenizer.from_pretrained(args.base_model_path), load_models(base, args)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure and report."""
     args = parser().parse_args(argv)

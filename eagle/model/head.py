@@ -34,6 +34,7 @@ class HeadAttention(nn.Module):
         self.o_proj = nn.Linear(heads * self.head_dim, config.hidden_size, bias=config.attention_bias)
 
     def forward(self, x_BSX: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], attend: Attend) -> torch.Tensor:
+        """Return attention's output [B, S, D] for inputs [B, S, X] and rotary (cos, sin)."""
         shape = (*x_BSX.shape[:2], -1, self.head_dim)
         q, k, v = (proj(x_BSX).view(shape).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = apply_rotary_pos_emb(q, k, *rotary)
@@ -54,6 +55,7 @@ class EagleLayer(nn.Module):
     def forward(
         self, hidden_BSD: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], attend: Attend
     ) -> torch.Tensor:
+        """Return the layer's hidden states [B, S, D]."""
         x_BSD = self.input_layernorm(hidden_BSD) if hasattr(self, "input_layernorm") else hidden_BSD
         hidden_BSD = hidden_BSD + self.self_attn(x_BSD, rotary, attend)
         return hidden_BSD + self.mlp(self.post_attention_layernorm(hidden_BSD))
@@ -79,6 +81,7 @@ class Eagle3Layer(nn.Module):
         rotary: tuple[torch.Tensor, torch.Tensor],
         attend: Attend,
     ) -> torch.Tensor:
+        """Return the layer's hidden states [B, S, D], not yet normed."""
         normed_BSD = self.hidden_norm(hidden_BSD)
         residual_BSD = normed_BSD if self.norm_before_residual else hidden_BSD
         both_BSX = torch.cat([self.input_layernorm(embeds_BSD), normed_BSD], dim=-1)
@@ -169,6 +172,7 @@ class EagleHead(DraftHead):
     def forward(
         self, embeds_BSD: torch.Tensor, hidden_BSD: torch.Tensor, position_ids_BS: torch.Tensor, attend: Attend
     ) -> torch.Tensor:
+        """Return the predicted next features [B, S, D]; arguments as in `DraftHead.forward`."""
         hidden_BSD = self.fc(torch.cat([embeds_BSD, hidden_BSD], dim=-1))
         rotary = self.rotary_emb(hidden_BSD, position_ids_BS)
         for layer in self.layers:
@@ -218,6 +222,7 @@ class Eagle3Head(DraftHead):
     def forward(
         self, embeds_BSD: torch.Tensor, hidden_BSD: torch.Tensor, position_ids_BS: torch.Tensor, attend: Attend
     ) -> torch.Tensor:
+        """Return hidden states [B, S, D] before `norm`, or after it with `norm_output`; see `DraftHead.forward`."""
         hidden_BSD = self.midlayer(embeds_BSD, hidden_BSD, self.rotary_emb(hidden_BSD, position_ids_BS), attend)
         return self.norm(hidden_BSD) if self.config.norm_output else hidden_BSD
 

@@ -15,10 +15,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eagle.evaluation.bench import load_models, provenance, read_prompts
-from eagle.evaluation.bench import parser as bench_parser
+from eagle.evaluation.bench import load_pair, provenance, read_prompts
 
 PAIR = Path(__file__).parent
 
@@ -47,23 +45,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num-prompts", type=int, default=64)
     parser.add_argument("--json", type=Path, default=None)
     args = parser.parse_args(argv)
-    paths = [
-        "--base-model-path",
-        str(PAIR / "target"),
-        "--ea-model-path",
-        str(PAIR / "eagle_head"),
-        str(PAIR / "eagle3_head"),
-    ]
     # As many nodes and levels as the static tree has, so that the methods are compared and not the sizes.
-    size = ["--total-token", "26", "--depth", "4", "--top-k", "8"]
-    settings = bench_parser().parse_args([*paths, *size])
-    base = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(PAIR / "target")
+    base, tokenizer, models = load_pair(PAIR, "--total-token", "26", "--depth", "4", "--top-k", "8")
     results = []
     for kind in ("held_out", "other"):
         prompts = read_prompts(PAIR / "prompts.jsonl", tokenizer, args.num_prompts, kind)
         print(f"{kind}: {len(prompts)} prompts, perplexity {perplexity(base, prompts):.2f}")
-        for temperature, (name, model) in product((0.0, 1.0), load_models(base, settings).items()):
+        for temperature, (name, model) in product((0.0, 1.0), models.items()):
             torch.manual_seed(0)
             steps = []
             for ids in tqdm(prompts, desc=name, leave=False, disable=None):
