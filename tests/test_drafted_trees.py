@@ -1,5 +1,7 @@
 """Drafted trees equal the slow oracle's at every step. Ids stay right when a drafter is broken; trees do not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from architectures import prompts
@@ -10,7 +12,7 @@ from scripted import is_tree
 
 from eagle.model.choices import mc_sim_7b_63
 from eagle.model.decoding import Generation, decode
-from eagle.model.request import Call, prepare
+from eagle.model.request import prepare, reusable
 
 NEW = 14
 
@@ -22,16 +24,12 @@ def oracle_for(model) -> OracleHead:
     return OracleHead(state, config, model.target.embed, model.target.output_logits)
 
 
-def generation(model, ids, mask=None, new=NEW, bucket=False, **call) -> Generation:
-    arguments = {"temperature": 0.0, "top_p": 0.0, "top_k": 0.0, "max_length": 2048, "is_llama3": False}
-    request = prepare(
-        Call(**{**arguments, **call}, max_new_tokens=new, extras={"attention_mask": mask}),
-        ids,
-        model.target,
-        lambda: model.tokenizer,
-        bucket=bucket,
-    )
-    return Generation(model.target, model.ea_layer, request, model._taps)
+def generation(model, ids, mask=None, new=NEW, bucket=False, **arguments) -> Generation:
+    arguments = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": new, **arguments}
+    arguments = {"do_sample": False, **arguments}
+    request = prepare(model.base_model, model.target, arguments, lambda: model.tokenizer)
+    prefix = reusable(arguments, request, model.prefix)
+    return Generation(model.target, model.ea_layer, replace(request, bucket=bucket), model._taps, prefix)
 
 
 @torch.no_grad()
@@ -99,7 +97,7 @@ TREES = {
 def test_trees_equal_the_oracle(tmp_path, kind, tree, batch, bucket):
     model = ea_model(tmp_path, "llama", kind, **TREES[tree])
     ids, mask = prompts(model.base_model, batch)
-    running = generation(model, ids, mask, bucket=bucket, temperature=1.0)
+    running = generation(model, ids, mask, bucket=bucket, do_sample=True)
     torch.manual_seed(0)
     assert check_every_step(model, running, ids, mask) >= 5
 
@@ -133,12 +131,10 @@ def test_head_variants_equal_the_oracle(tmp_path, fields):
 
 
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
-def test_a_prompt_read_in_chunks_drafts_the_same_trees(tmp_path, kind, monkeypatch):
+def test_a_prompt_read_in_chunks_drafts_the_same_trees(tmp_path, kind):
     model = ea_model(tmp_path, "llama", kind)
     ids, mask = prompts(model.base_model, 3, 23)
-    whole = model.target.prefill
-    monkeypatch.setattr(model.target, "prefill", lambda *args, **kwargs: whole(*args, **{**kwargs, "chunk": 5}))
-    assert check_every_step(model, generation(model, ids, mask), ids, mask) >= 5
+    assert check_every_step(model, generation(model, ids, mask, prefill_chunk=5), ids, mask) >= 5
 
 
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])

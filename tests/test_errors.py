@@ -7,7 +7,7 @@ import torch
 from architectures import base_model, prompts
 from pairs import ea_model, random_head
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, PrefixConstrainedLogitsProcessor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from eagle import EaModel
 from eagle.model.checkpoint import save_head
@@ -41,16 +41,8 @@ CALLS = {
     "ragged rows": ({"input_ids": [[5, 6], [7]]}, "rows of one length, got list"),
     "a whole encoding": ({"input_ids": {"input_ids": IDS}}, r"got dict \(of a tokenizer's result, pass `.input_ids`"),
     "broken max_new_tokens": ({"input_ids": IDS, "max_new_tokens": 4.5}, "max_new_tokens=4.5 must be a whole number"),
-    "processors that tell rows apart": (
-        {"input_ids": IDS * 2, "logits_processor": [PrefixConstrainedLogitsProcessor(lambda b, i: [b], 1)]},
-        "PrefixConstrainedLogitsProcessor.* may tell rows apart, which a batch of 2 hides",
-    ),
     "right padding": ({"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, 1, 0]])}, "padding_side = 'left'"),
     "empty row": ({"input_ids": IDS, "attention_mask": torch.zeros(1, 4)}, "row without any token"),
-    "criteria in a batch": (
-        {"input_ids": IDS * 2, "stopping_criteria": [lambda ids, scores: True]},
-        "lock-step, a batch of 2 is not",
-    ),
 }
 
 
@@ -64,8 +56,9 @@ def test_a_bad_call_is_refused_before_anything_runs(model, case, method, monkeyp
 
 
 def test_an_unknown_keyword_is_never_swallowed(model):
-    with pytest.raises(TypeError, match="num_beams"):
-        model.eagenerate(IDS, num_beams=4)
+    for method in (model.generate, model.eagenerate, model.naivegenerate):
+        with pytest.raises(ValueError, match=r"not used by the model: \['tempersture'\]"):
+            method(torch.tensor(IDS), tempersture=0.5)
 
 
 def test_unknown_arguments_of_the_constructor_are_refused(tmp_path):

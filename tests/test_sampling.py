@@ -7,9 +7,10 @@ import pytest
 import torch
 from architectures import base_model
 from pairs import ea_model
-from transformers import LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 
-from eagle.model.sampling import Noise, Sampler, warpers
+from eagle.model.reference import Call
+from eagle.model.sampling import Noise, Sampler
 
 
 def test_argmax_of_p_over_noise_is_multinomial():
@@ -19,7 +20,7 @@ def test_argmax_of_p_over_noise_is_multinomial():
         want = torch.multinomial(probabilities, 1)[:, 0]
         torch.manual_seed(seed)
         sampler = Sampler(LogitsProcessorList(), Noise(3, 50, torch.device("cpu")))
-        got = sampler.pick(probabilities.log(), None, [0, 0, 0], [0, 1, 2])
+        got = sampler.choose(probabilities.log(), [0, 0, 0], [0, 1, 2])
         assert torch.equal(got, want)
 
 
@@ -58,10 +59,21 @@ def test_rewind_never_takes_back_what_somebody_else_drew():
     assert torch.equal(generator.get_state(), state)
 
 
-def test_warpers_come_in_generate_s_order_and_zero_is_off():
-    names = [type(w).__name__ for w in warpers(0.7, 5, 0.9)]
-    assert names == ["TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"]
-    assert len(warpers(1.0, 0, 0.0)) == 0 and len(warpers(1e-5, 5, 0.9)) == 0
+@pytest.mark.parametrize(
+    ("given", "sampling"),
+    [
+        ((0.7, 0.9, 5), {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 5}),
+        ((1.0, 0.0, 0), {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}),
+        ((1e-5, 0.9, 5), {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}),
+    ],
+)
+def test_zero_switches_a_filter_off_and_a_tiny_temperature_is_greedy(given, sampling):
+    temperature, top_p, top_k = given
+    limits = {"max_new_tokens": 5, "max_length": 99, "is_llama3": False, "extras": {}}
+    call = Call(temperature=temperature, top_p=top_p, top_k=top_k, **limits)
+    config = call.config(GenerationConfig(eos_token_id=2), 9, tokenizer=None)
+    assert {name: getattr(config, name) for name in sampling} == sampling
+    assert config.max_length == 14 and config.eos_token_id == [2]
 
 
 def chi_square_p(statistic: float, freedom: int) -> float:

@@ -9,11 +9,13 @@ Shapes: B rows still in the batch, R rows the call began with, S prompt tokens, 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
 from eagle.model.drafter import Drafter, DraftState
 from eagle.model.kv_cache import KVCache
+from eagle.model.prefix import Left, Prefix
 from eagle.model.rows import DecodeStep, Request, Rows
 from eagle.model.stats import GenerationStats
 from eagle.model.target import Taps, TargetModel
@@ -22,40 +24,72 @@ from eagle.model.verify import Acceptance, Walked, accept, accept_stepwise
 
 
 class Generation:
-    """The state of one running call; `step` is the algorithm."""
+    """The state of one running call; `step` is the algorithm.
 
-    def __init__(self, target: TargetModel, drafter: Drafter | None, request: Request, taps: Taps) -> None:
-        self.target, self.request, self.taps = target, request, taps
+    Args:
+        target: the base model.
+        drafter: grows trees; None decodes plainly.
+        request: the call.
+        taps: which features the drafter reads.
+        prefix: what an earlier call left behind, to start from; this call leaves its own there.
+    """
+
+    def __init__(
+        self, target: TargetModel, drafter: Drafter | None, request: Request, taps: Taps, prefix: Prefix | None = None
+    ) -> None:
+        self.target, self.taps, self.prefix = target, taps, prefix
+        self.pads = request.pads
+        switch = target.rope_switch
+        # In `generate` the longest row decides over all rows' frequencies; only plain decoding in step does so too.
+        is_batch = len(request.ids_RS) > 1 or any(self.pads)
+        if switch is not None and is_batch and request.limit > switch.position:
+            request, drafter = replace(request, in_step=True), None
+        self.request, self.drafter = request, drafter
         self.rows = Rows(request)
         self.running = list(range(len(request.ids_RS)))
         self.stats = GenerationStats()
-        switch = target.rope_switch
-        # In `generate` rows advance in lock-step and the longest decides over all rows' frequencies; only plain
-        # decoding does so too.
-        self.pads = request.pads
-        is_batch = len(self.running) > 1 or any(self.pads)
-        self.lock_step = switch is not None and is_batch and request.limit > switch.position
-        if self.lock_step:
-            drafter = None
-        self.drafter = drafter
         self.roots_B = torch.empty(0, dtype=torch.int64)
         self._start()
 
     def _start(self) -> None:
         """Allocate caches for the rows that run."""
         pads = [self.pads[row] for row in self.running]
-        nodes = self.drafter.tree.nodes if self.drafter is not None else 1
-        batch, capacity = len(self.running), self.request.limit + nodes
+        batch, capacity = len(self.running), self._capacity
         self.cache: KVCache = self.target.new_cache(batch, capacity, pads, self.request.bucket)
         self.draft_state: DraftState | None = None
         if self.drafter is not None:
             self.draft_state = self.drafter.start(batch, self.request.limit, pads, self.request.bucket)
+
+    @property
+    def _capacity(self) -> int:
+        return self.request.limit + (self.drafter.tree.nodes if self.drafter is not None else 1)
+
+    def _resume(self) -> None:
+        """Begin with what the prefix holds of this prompt instead of empty caches."""
+        left = self.prefix.take(self.target, self.drafter) if self.prefix is not None else None
+        if left is None:
+            return
+        kept = left.shared(self.request.ids_RS[0].tolist(), self.target.rope_switch)
+        if kept == 0:
+            return
+        self.cache = left.cache
+        self.cache.rewind(kept, self._capacity)
+        if self.drafter is not None:
+            assert left.draft_state is not None
+            self.draft_state = self.drafter.resume(left.draft_state, kept, self.request.limit)
+
+    def leave_prefix(self) -> None:
+        """Hand the caches to the next call that begins with the same tokens."""
+        if self.prefix is not None:
+            ids = self.rows.ids()[0, : self.cache.lengths[0]].tolist()
+            self.prefix.leave(Left(ids, self.target, self.cache, self.drafter, self.draft_state))
 
     def prefill(self) -> DecodeStep:
         """Run the prompt and pick the first token of every row."""
         started = time.perf_counter()
         mask = self.request.attention_mask_RS
         self.stats.prompt_tokens = int(self.request.ids_RS.numel() if mask is None else mask.sum())
+        self._resume()
         step = self._prefill(self.request.ids_RS, mask)
         self.stats.prefill_seconds += time.perf_counter() - started
         return step
@@ -74,7 +108,9 @@ class Generation:
                 self.drafter.observe(self.draft_state, features_BSF[:, : end - start], tokens_BS, counts)
 
         on_features = feed_head if self.drafter is not None else None
-        logits_BV = self.target.prefill(ids_BS, mask_BS, self.cache, self.taps if on_features else None, on_features)
+        taps, chunk = (self.taps if on_features else None), self.request.prefill_chunk
+        self.stats.prefilled_tokens += sum(ids_BS.shape[1] - length for length in self.cache.lengths)
+        logits_BV = self.target.prefill(ids_BS, mask_BS, self.cache, taps, on_features, chunk)
         tree = root_only(torch.zeros(len(ids_BS), dtype=torch.int64, device=logits_BV.device))
         acceptance, _, tokens = self._accept(tree, logits_BV[:, None])
         self.roots_B = acceptance.next_token_B
@@ -95,7 +131,7 @@ class Generation:
         acceptance, walked, tokens = self._accept(tree, output.logits_BNV)
         # A row keeps its root and what it emitted but the last token, which is the next root. Rows that had ended
         # stay where they are; plain decoding moves them along, because `generate` keeps rows in step.
-        idle = 1 if self.drafter is None else 0
+        idle = max(map(len, tokens)) if self.request.in_step else 1 if self.drafter is None else 0
         counts = [len(new) or idle for new in tokens]
         in_place = all(p[:c] == list(range(c)) for p, c in zip(walked.paths, counts, strict=True))
         self.cache.commit(acceptance.path_BA, counts, in_place)
@@ -113,9 +149,14 @@ class Generation:
     def _draft(self) -> DraftTree:
         """Grow a tree, or take the root alone where nothing deeper could be accepted."""
         limits = [self._deepest(row) for row in self.running]
+        ended = [index for index, row in enumerate(self.running) if self.rows.finished[row] is not None]
         if self.drafter is None or self.draft_state is None or max(limits) == 0:
             return root_only(self.roots_B)
         tree = self.drafter.draft(self.draft_state, self.roots_B)
+        if self.request.in_step and ended:
+            # Rows that ended keep up with the others: they draft the pads they emit.
+            limits = [max(limits)] * len(limits)
+            tree = tree.pinned(ended, self.request.pad)
         return tree.limited(limits) if min(limits) < tree.levels - 1 else tree
 
     def _deepest(self, row: int) -> int:
@@ -154,35 +195,42 @@ class Generation:
     def _accept(self, tree: DraftTree, logits_BNV: torch.Tensor) -> tuple[Acceptance, Walked, list[list[int]]]:
         """Walk the tree; return the walk, on device and host, and what each running row emits up to its end."""
         rows, running, sampler = self.rows, self.running, self.request.sampler
-        active = [rows.finished[row] is None for row in running]
+        active = [index for index, row in enumerate(running) if rows.finished[row] is None]
         before = [len(rows.new[row]) for row in running]
         # Ended rows are walked along without effect; they ask for noise that is there anyway.
-        soonest = min(t for t, is_active in zip(before, active, strict=True) if is_active)
-        positions = [t if is_active else soonest for t, is_active in zip(before, active, strict=True)]
+        soonest = min(rows.emitted(running[index]) for index in active)
+        positions = [max(rows.emitted(row), soonest) for row in running]
         if sampler.noise is not None:
             sampler.noise.forget_before(soonest - 1)
-        if sampler.is_stateless:
+        if self.request.is_watched:
+            groups = [list(range(len(running)))] if self.request.in_step else [[index] for index in active]
+
+            def pick(group: Sequence[int], logits_GV: torch.Tensor, level: int) -> tuple[list[int], bool]:
+                return self._pick([running[i] for i in group], logits_GV, [positions[i] + level for i in group])
+
+            acceptance = accept_stepwise(tree, logits_BNV, groups, pick)
+            walked = acceptance.read()
+        else:
             acceptance = accept(tree, logits_BNV, sampler, positions, running)
             walked = acceptance.read()
             self._push_all(walked, active)
-        else:
-            acceptance = accept_stepwise(
-                tree,
-                logits_BNV,
-                sampler,
-                prefix=lambda index: rows.prefix(running[index]),
-                push=lambda index, token: rows.push(running[index], token),
-                positions=positions,
-                rows=running,
-                active=active,
-            )
-            walked = acceptance.read()
         return acceptance, walked, [rows.new[row][start:] for row, start in zip(running, before, strict=True)]
 
-    def _push_all(self, walked: Walked, active: Sequence[bool]) -> None:
-        for index, row in enumerate(self.running):
-            for token in walked.tokens[index][: walked.accepted[index] + 1] if active[index] else ():
-                if self.rows.push(row, token):
+    def _pick(self, rows: Sequence[int], logits_GV: torch.Tensor, positions: Sequence[int]) -> tuple[list[int], bool]:
+        """Run the body of `generate`'s loop for rows that go in step."""
+        request = self.request
+        row = rows[0] if len(rows) < len(self.rows.new) else None
+        scores_GV = request.sampler.scores(logits_GV, self.rows.prefix(rows), row)
+        if request.keeps_scores:
+            self.rows.scores.append(scores_GV)
+        if request.keeps_logits:
+            self.rows.logits.append(logits_GV.float())
+        return self.rows.push_watched(rows, request.sampler.choose(scores_GV, positions, rows).tolist())
+
+    def _push_all(self, walked: Walked, active: Sequence[int]) -> None:
+        for index in active:
+            for token in walked.tokens[index][: walked.accepted[index] + 1]:
+                if self.rows.push(self.running[index], token):
                     break
 
     def _emit(
@@ -200,7 +248,7 @@ class Generation:
     def _leave(self) -> None:
         """Drop finished rows from the batch once half of it is done."""
         keep = [i for i, row in enumerate(self.running) if self.rows.finished[row] is None]
-        if 2 * len(keep) > len(self.running) or self.lock_step:
+        if 2 * len(keep) > len(self.running) or self.request.in_step:
             return
         self.cache.keep_rows(keep)
         self.roots_B = self.roots_B[keep]
@@ -215,21 +263,32 @@ class Generation:
 
 
 @contextmanager
-def _without_gradients() -> Iterator[None]:
-    """Hold off gradients for one step; its tensors outlive a caller's `inference_mode`, in which they would freeze."""
-    with torch.inference_mode(False), torch.no_grad():
+def _alone(target: TargetModel) -> Iterator[None]:
+    """Hold other threads off the base model, and gradients off this one, for one step.
+
+    A step's tensors outlive a caller's `inference_mode`, in which they would freeze.
+    """
+    with target.lock, torch.inference_mode(False), torch.no_grad():
         yield
 
 
 def decode(generation: Generation) -> Iterator[DecodeStep]:
     """Yield the first tokens, then one step after another until every row has ended."""
-    with _without_gradients():
-        first = generation.prefill()
-    yield first
-    while not generation.is_done:
-        with _without_gradients():
-            step = generation.step()
+    is_whole = False  # whether the last step ran to its end, so that the caches can serve another call
+    try:
+        with _alone(generation.target):
+            step = generation.prefill()
+        is_whole = True
         yield step
-    noise = generation.request.sampler.noise
-    if noise is not None:
-        noise.rewind(max(map(len, generation.rows.new)))
+        while not generation.is_done:
+            is_whole = False
+            with _alone(generation.target):
+                step = generation.step()
+            is_whole = True
+            yield step
+        noise = generation.request.sampler.noise
+        if noise is not None:
+            noise.rewind(max(map(len, generation.rows.new)))
+    finally:
+        if is_whole:
+            generation.leave_prefix()

@@ -111,6 +111,14 @@ class Drafter(nn.Module):
         cache = KVCache(self.head.layers_count, batch, capacity + self.tree.scratch, pads, bucket)
         return DraftState(self.tree, cache)
 
+    @torch.no_grad()
+    def resume(self, state: DraftState, entries: int, capacity: int) -> DraftState:
+        """Return the state of a new stream that begins with the first entries of an earlier one's."""
+        if state.features_BAF is not None:
+            self._feed(state)
+        state.cache.rewind(entries, capacity + self.tree.scratch)
+        return DraftState(self.tree, state.cache)
+
     def observe(
         self, state: DraftState, features_BAF: torch.Tensor, tokens_BA: torch.Tensor, counts: Sequence[int]
     ) -> None:

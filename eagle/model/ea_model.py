@@ -6,23 +6,25 @@ is never changed.
 
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from eagle.model.autotree import fastest_tree
 from eagle.model.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights
 from eagle.model.configs import tapped_layers, tree_config
-from eagle.model.decoding import Generation, decode
+from eagle.model.decoding import Generation
 from eagle.model.drafter import Drafter
 from eagle.model.head import EagleHead
-from eagle.model.request import Call, prepare, reference_signature
+from eagle.model.loading import load_base, load_tokenizer
+from eagle.model.output import collected, steps
+from eagle.model.prefix import Prefix
+from eagle.model.reference import Call, reference_signature, without_defaults
+from eagle.model.request import check_ids, prepare, reusable
 from eagle.model.selfcheck import TESTED, self_check
 from eagle.model.stats import GenerationStats
-from eagle.model.support import ATTENTION
 from eagle.model.target import Taps, TargetModel
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ class EaModel(nn.Module):
         if trees.nodes < trees.total_token and trees.static is None:
             logger.info("total_token=%d clipped to %d: depth and top_k fill no more", total_token, trees.nodes)
         self.stats = GenerationStats()
+        self.prefix = Prefix()
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenizer_options: dict[str, Any] = {}
         self.ea_layer.eval()
@@ -130,7 +133,7 @@ class EaModel(nn.Module):
         tree_config(60 if total_token == -1 else total_token, depth, top_k, threshold, tree)
         hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs and name != "revision"}
         read_config(str(ea_model_path), **hub)  # a missing head is found before minutes of loading
-        base_model = _load_base(str(base_model_path), kwargs)
+        base_model = load_base(str(base_model_path), kwargs)
         model = cls(
             use_eagle3,
             base_model,
@@ -154,10 +157,7 @@ class EaModel(nn.Module):
             FileNotFoundError: the base model's folder has none.
         """
         if self._tokenizer is None:
-            path = self.base_model_name_or_path
-            if Path(path).is_dir() and not any(Path(path).glob("*token*")):
-                raise FileNotFoundError(f"no tokenizer in {path!r}: set model.base_model_name_or_path to where it is")
-            self._tokenizer = AutoTokenizer.from_pretrained(path, **self._tokenizer_options)
+            self._tokenizer = load_tokenizer(self.base_model_name_or_path, **self._tokenizer_options)
         return self._tokenizer
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -189,13 +189,55 @@ class EaModel(nn.Module):
         hidden = self.target.joined(caught, self._taps)
         return (outputs, outputs.logits, hidden) if output_orig else (outputs, hidden)
 
+    def generate(
+        self,
+        inputs: Any = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        streamer: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Do what `base_model.generate` does with the same arguments, in fewer forwards.
+
+        The base model's own `generation_config` counts, as it does there. In fp32 the ids are equal, sampled ones too
+        if torch's generators start from the same seed.
+
+        Args:
+            inputs: prompt ids [B, S], rows left-padded to one length; also as `input_ids`.
+            generation_config: settings; those in `kwargs` come first.
+            logits_processor, stopping_criteria: added to what the settings ask for.
+            streamer: gets the prompt, then every token as soon as it is accepted.
+            kwargs: every other keyword of `generate`, and these: `generator` (source of sampling noise, on the
+                model's device), `reuse_prefix` (True or a `Prefix`: run only what follows the last call's tokens),
+                `prefill_chunk` (prompt tokens per forward), `tokenizer` (for stop strings; the model's own if None).
+
+        Returns:
+            ids [R, S + T] with the prompt, finished rows padded, or a `GenerateDecoderOnlyOutput` with
+            `return_dict_in_generate`.
+
+        Raises:
+            ValueError: a bad argument, with its value and the allowed range, or a keyword nobody knows.
+            NotImplementedError: something `generate` can do and a draft tree cannot (beams, assistants, …).
+        """
+        arguments = {
+            "inputs": inputs,
+            "generation_config": generation_config,
+            "logits_processor": logits_processor,
+            "stopping_criteria": stopping_criteria,
+            "streamer": streamer,
+            **kwargs,
+        }
+        return collected(self._prepared(self.ea_layer, self.base_model, arguments))
+
     @reference_signature
     def eagenerate(self, input_ids: torch.Tensor, call: Call, log: bool) -> Any:
         """Generate with the draft head; the ids are those the base model would have produced alone.
 
         Takes `(input_ids, temperature=0.0, top_p=0.0, top_k=0.0, max_new_tokens=512, max_length=2048, log=False,
-        is_llama3=False)` and the keyword-only `Extras` (`attention_mask`, `generator`, `logits_processor`,
-        `stopping_criteria`, `stop_strings`).
+        is_llama3=False)` and, keyword-only, what `generate` takes beside these (`attention_mask`, `generator`,
+        `logits_processor`, `stop_strings`, …). The base model's generation defaults do not count, its
+        end-of-sequence ids do.
 
         Returns:
             ids [B, S + T] with the prompt, finished rows padded; with `log` a tuple `(ids, new_token, idx)`: new
@@ -204,12 +246,12 @@ class EaModel(nn.Module):
         Raises:
             ValueError: a bad argument, with its value and the allowed range.
         """
-        return self._collect(self._start(self.ea_layer, input_ids, call), log)
+        return self._logged(self._start(self.ea_layer, input_ids, call), log)
 
     @reference_signature
     def naivegenerate(self, input_ids: torch.Tensor, call: Call, log: bool) -> Any:
         """Generate without drafting, by the same loop: the honest baseline. Arguments as in `eagenerate`."""
-        return self._collect(self._start(None, input_ids, call), log)
+        return self._logged(self._start(None, input_ids, call), log)
 
     @reference_signature
     def ea_generate(self, input_ids: torch.Tensor, call: Call, log: bool) -> Iterator[torch.Tensor]:
@@ -221,41 +263,26 @@ class EaModel(nn.Module):
         """Yield all ids so far after every token, without drafting. Arguments as in `eagenerate`; `log` is ignored."""
         return self._stream(self._start(None, input_ids, call))
 
-    def _start(self, drafter: Drafter | None, input_ids: torch.Tensor, call: Call) -> Generation:
-        """Check the call and allocate its caches; nothing has run yet."""
-        request = prepare(call, input_ids, self.target, lambda: self.tokenizer)
-        generation = Generation(self.target, drafter, request, self._taps)
+    def _start(self, drafter: Drafter | None, input_ids: Any, call: Call) -> Generation:
+        """Prepare a call in the reference's convention."""
+        ids_BS = check_ids(input_ids, self.target)
+        base = without_defaults(self.base_model)
+        config = call.config(self.base_model.generation_config, ids_BS.shape[1], lambda: self.tokenizer)
+        return self._prepared(drafter, base, {"input_ids": ids_BS, "generation_config": config, **call.extras})
+
+    def _prepared(self, drafter: Drafter | None, base: Any, arguments: dict[str, Any]) -> Generation:
+        """Check a call and allocate its caches; nothing has run yet."""
+        request = prepare(base, self.target, arguments, lambda: self.tokenizer)
+        prefix = reusable(arguments, request, self.prefix)
+        generation = Generation(self.target, drafter, request, self._taps, prefix)
         self.stats = generation.stats
         return generation
 
-    def _collect(self, generation: Generation, log: bool) -> Any:
-        for _ in decode(generation):
-            pass
-        ids_BT = generation.rows.ids()
-        new_token = ids_BT.shape[1] - generation.rows.prompt
-        return (ids_BT, new_token, max(0, generation.stats.steps - 1)) if log else ids_BT
+    def _logged(self, generation: Generation, log: bool) -> Any:
+        output = collected(generation)
+        new_token = max(map(len, generation.rows.new))
+        return (output, new_token, max(0, generation.stats.steps - 1)) if log else output
 
     def _stream(self, generation: Generation) -> Iterator[torch.Tensor]:
-        for _ in decode(generation):
+        for _ in steps(generation):
             yield generation.rows.ids()
-
-
-def _load_base(path: str, kwargs: dict[str, Any]) -> Any:
-    """Load the base model with sdpa or eager attention; translate arguments that transformers 5 dropped."""
-    kwargs = dict(kwargs)
-    wanted = kwargs.get("attn_implementation")
-    if wanted is not None and wanted not in ATTENTION:
-        raise ValueError(f"attn_implementation={wanted!r} reads a tree mask as padding; use one of {ATTENTION}")
-    bits = {name: kwargs.pop(name) for name in ("load_in_8bit", "load_in_4bit") if name in kwargs}
-    if any(bits.values()):
-        kwargs.setdefault("quantization_config", BitsAndBytesConfig(**bits))
-    if "torch_dtype" in kwargs:
-        kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
-    base_model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
-    if base_model.config._attn_implementation not in ATTENTION:
-        logger.warning(
-            "the base model's default attention %r cannot carry a tree mask: using sdpa",
-            base_model.config._attn_implementation,
-        )
-        base_model.set_attn_implementation("sdpa")
-    return base_model

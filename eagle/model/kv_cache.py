@@ -154,9 +154,19 @@ class KVCache(Cache):  # type: ignore[misc]
                 index = torch.tensor(rows, device=layer.keys.device)
                 layer.keys, layer.values = layer.keys.index_select(0, index), layer.values.index_select(0, index)
 
-    def reset(self) -> None:
-        """Forget all entries; the buffers stay."""
-        self.advance([-length for length in self.lengths])
+    def rewind(self, length: int, capacity: int) -> None:
+        """Keep the first entries of every row and make room for `capacity`; buffers that are large enough stay."""
+        assert length <= min(self.lengths)
+        self.lengths, self.offset = [length] * len(self.lengths), 0
+        self._slots.clear()
+        if capacity <= self.capacity:
+            return
+        self.capacity = capacity
+        for layer in filter(lambda layer: layer.is_initialized, self.layers):
+            old = layer.keys, layer.values
+            layer.lazy_initialization(*old)
+            for new_BHCE, old_BHCE in zip((layer.keys, layer.values), old, strict=True):
+                new_BHCE[:, :, :length] = old_BHCE[:, :, :length]
 
     def mask(self, own_BNM: torch.Tensor) -> torch.Tensor:
         """Return what attention may see, [B, N, visible slots]: all committed slots but pads, and `own_BNM`.

@@ -1,179 +1,236 @@
-"""What a call asks for: arguments checked at the public edge and turned into a `Request`, before any work starts.
+"""What a call asks for: `generate`'s arguments checked, and prepared by transformers itself, before any work starts.
 
-Knows the reference's argument conventions (0 switches a filter off, `max_length` caps prompt plus new tokens) and the
-base model's end-of-sequence ids; knows nothing of drafting.
+`base.generate(custom_generate=…)` merges the configurations, expands rows, infers masks and builds processors and
+criteria exactly as it does for itself; what it would then loop over comes back as a `Request`. Knows nothing of
+drafting.
+
+Shapes: B prompts, R rows (B times `num_return_sequences`), S prompt tokens.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from numbers import Integral
-from typing import Any, TypedDict, TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import (
-    LogitsProcessor,
+    EosTokenCriteria,
+    GenerationConfig,
     LogitsProcessorList,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
     PreTrainedTokenizerBase,
-    StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
 )
-from typing_extensions import Unpack
+from transformers.generation.configuration_utils import GenerationMode
 
+from eagle.model.prefix import Prefix
 from eagle.model.rows import Request
-from eagle.model.sampling import GREEDY_BELOW, Noise, Sampler, treats_rows_alike, warpers
-from eagle.model.target import TargetModel
+from eagle.model.sampling import Noise, Sampler
+from eagle.model.target import PREFILL_CHUNK, TargetModel
 
-T = TypeVar("T")
+# Arguments of a call that transformers' preparation cannot carry or does not know.
+OWN = ("streamer", "tokenizer", "generator", "reuse_prefix", "prefill_chunk")
+REFUSED = {
+    "assistant_model": "the draft head is the assistant",
+    "assistant_tokenizer": "the draft head is the assistant",
+    "custom_generate": "it would replace the decoding that eagle does",
+    "synced_gpus": "a model sharded by FSDP or ZeRO-3 is not supported",
+    "inputs_embeds": "the draft head reads token ids; pass input_ids",
+    "past_key_values": "eagle keeps caches of its own; pass reuse_prefix=True to continue a conversation",
+    "position_ids": "positions follow from attention_mask",
+    "output_attentions": "a forward over a tree has no attentions of single tokens",
+    "output_hidden_states": "a forward over a tree has no hidden states of single tokens",
+    "token_healing": "heal the prompt first: base_model.heal_tokens(input_ids, tokenizer)",
+}
+MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+# Cache kinds that give the same ids as the plain one; eagle's own cache stands in for them.
+CACHES = (None, "dynamic", "dynamic_full", "static", "hybrid", "sliding_window", "hybrid_chunked")
+# What preparation adds to the model's inputs by itself.
+PREPARED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
+# Criteria that judge every row by itself.
+ROW_BY_ROW = (MaxTimeCriteria, StopStringCriteria)
 
 
-class Extras(TypedDict, total=False):
-    """Keyword-only arguments beyond the reference's signature.
+@dataclass(frozen=True)
+class Prepared:
+    """What `generate` hands to its decoding loop.
 
-    Keys:
-        attention_mask: [B, S], 1 for tokens, 0 for left pads.
-        generator: source of sampling noise on the model's device; None is torch's global one.
-        logits_processor: applied before the warpers, as in `generate`.
-        stopping_criteria: asked after every token; batch 1 only.
-        stop_strings: texts that end a row; they need the tokenizer.
+    Attributes:
+        base: the model.
+        ids_RS: prompt ids, rows expanded.
+        processors, criteria: in the order it applies them.
+        config: merged from call, `generation_config` and the model's defaults.
+        inputs: what it would hand to the model.
     """
 
-    attention_mask: torch.Tensor | None
-    generator: torch.Generator | None
-    logits_processor: Sequence[LogitsProcessor] | None
-    stopping_criteria: Sequence[StoppingCriteria] | None
-    stop_strings: str | list[str] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Call:
-    """The reference's arguments by name, and `Extras`."""
-
-    temperature: float
-    top_p: float
-    top_k: float
-    max_new_tokens: int
-    max_length: int
-    is_llama3: bool
-    extras: Extras = field(default_factory=Extras)
-
-    def __post_init__(self) -> None:
-        unknown = sorted(set(self.extras) - set(Extras.__annotations__))
-        if unknown:
-            raise TypeError(
-                f"unknown arguments {unknown}; known beyond the signature: {sorted(Extras.__annotations__)}"
-            )
-
-
-def reference_signature(method: Callable[..., T]) -> Callable[..., T]:
-    """Give a method `(self, input_ids, call, log)` the arguments of the reference's generate functions.
-
-    Args of the result:
-        input_ids: prompt ids [B, S], rows left-padded to one length.
-        temperature: 1e-5 or less is greedy.
-        top_p, top_k: sampling filters; 0 is off.
-        max_new_tokens: most new tokens per row.
-        max_length: most tokens per row, prompt included.
-        log: also return counts.
-        is_llama3: stop at `<|eot_id|>` too.
-        extras: keyword-only arguments beyond the reference's, see `Extras`.
-    """
-
-    def called(
-        self: Any,
-        input_ids: torch.Tensor,
-        temperature: float = 0.0,
-        top_p: float = 0.0,
-        top_k: float = 0.0,
-        max_new_tokens: int = 512,
-        max_length: int = 2048,
-        log: bool = False,
-        is_llama3: bool = False,
-        **extras: Unpack[Extras],
-    ) -> T:
-        call = Call(
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            max_new_tokens=max_new_tokens,
-            max_length=max_length,
-            is_llama3=is_llama3,
-            extras=extras,
-        )
-        return method(self, input_ids, call, log)
-
-    for name in ("__name__", "__qualname__", "__doc__", "__module__"):
-        setattr(called, name, getattr(method, name))
-    return called
+    base: Any
+    ids_RS: torch.Tensor
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+    config: GenerationConfig
+    inputs: dict[str, Any]
 
 
 def prepare(
-    call: Call,
-    input_ids: Any,
-    target: TargetModel,
-    tokenizer: Callable[[], PreTrainedTokenizerBase],
-    bucket: bool = False,
+    base: Any, target: TargetModel, arguments: dict[str, Any], tokenizer: Callable[[], PreTrainedTokenizerBase]
 ) -> Request:
     """Check everything about a call and return what the decoding loop needs.
 
     Args:
-        call: the arguments.
-        input_ids: prompt ids [B, S], a tensor or nested lists.
-        target: the model the ids are for.
-        tokenizer: gives the tokenizer where stop strings or `is_llama3` need it.
-        bucket: let attention see whole cache buffers, see `KVCache`.
+        base: the model whose `generate` prepares.
+        target: the same model, to decode with.
+        arguments: of `generate`, by name; None counts as not given.
+        tokenizer: gives the tokenizer where stop strings need one.
 
     Raises:
         ValueError: naming the argument, its value and the allowed range.
+        NotImplementedError: something `generate` can do and eagle cannot, and why.
     """
-    ids_BS = _check_ids(input_ids, target)
-    eos, pad = _ends(target)
-    mask_BS = _check_mask(call.extras.get("attention_mask"), ids_BS, target, eos)
-    limit = _check_limits(call, ids_BS.shape[1], _least_pads(mask_BS), target)
-    sampler = _sampler(call, len(ids_BS), target)
-    criteria = StoppingCriteriaList(call.extras.get("stopping_criteria") or [])
-    if criteria and len(ids_BS) > 1:
-        raise ValueError(f"stopping_criteria see all rows in lock-step, a batch of {len(ids_BS)} is not: use batch 1")
-    if stop_strings := call.extras.get("stop_strings"):
-        criteria.append(StopStringCriteria(tokenizer(), stop_strings))
-    if call.is_llama3:
-        eos |= {_eot(tokenizer())}
-    return Request(ids_BS, mask_BS, limit, eos, pad, sampler, criteria, bucket)
+    given = {name: value for name, value in arguments.items() if value is not None and name not in OWN}
+    _refuse(given, base)
+    ids = _check_inputs(given, target)
+    _check_mask(given, ids, target, base)
+    strings = _default(given, base, "stop_strings") if "stop_strings" not in arguments else given.get("stop_strings")
+    # Preparation knows no tokenizer: the criterion is added below.
+    keywords = {**given, "stop_strings": None} if _default(given, base, "stop_strings") else given
+    prepared: Prepared = base.generate(**keywords, custom_generate=_catch)
+    if strings:
+        own = arguments.get("tokenizer")
+        prepared.criteria.append(StopStringCriteria(own if own is not None else tokenizer(), strings))
+    return _request(prepared, target, arguments)
 
 
-def _sampler(call: Call, batch: int, target: TargetModel) -> Sampler:
-    processors = LogitsProcessorList(call.extras.get("logits_processor") or [])
-    unknown = [type(p).__name__ for p in processors if not treats_rows_alike(p)]
-    if unknown and batch > 1:
-        raise ValueError(f"logits_processor {unknown} may tell rows apart, which a batch of {batch} hides: use batch 1")
-    processors.extend(warpers(call.temperature, call.top_k, call.top_p))
-    if call.temperature <= GREEDY_BELOW:
-        return Sampler(processors, None)
-    generator = call.extras.get("generator")
+def _catch(
+    model: Any,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **inputs: Any,
+) -> Prepared:
+    """Stand in for the decoding loop of `generate`."""
+    return Prepared(model, input_ids, logits_processor, stopping_criteria, generation_config, inputs)
+
+
+def _default(given: dict[str, Any], base: Any, name: str) -> Any:
+    """Return a setting as `generate` would find it: call, then `generation_config`, then the model's default."""
+    if name in given:
+        return given[name]
+    own = getattr(given.get("generation_config"), name, None)
+    return own if own is not None else getattr(base.generation_config, name, None)
+
+
+def _refuse(given: dict[str, Any], base: Any) -> None:
+    for name, reason in REFUSED.items():
+        if _default(given, base, name) not in (None, False):
+            raise NotImplementedError(f"{name} is not supported: {reason}")
+    cache = _default(given, base, "cache_implementation")
+    if cache not in CACHES:
+        raise NotImplementedError(f"cache_implementation={cache!r} is not supported, use one of {CACHES}")
+
+
+def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any]) -> Request:
+    """Turn what `generate` prepared into what our loop needs."""
+    config = prepared.config
+    mode = config.get_generation_mode()
+    if mode not in MODES:
+        raise NotImplementedError(f"{mode.value} is not supported: eagle decodes greedily or samples")
+    foreign = sorted(name for name in set(prepared.inputs) - PREPARED if prepared.inputs[name] is not None)
+    if foreign:
+        raise NotImplementedError(f"{foreign} are not supported: eagle hands a model nothing but tokens")
+    ids_RS, mask_RS = prepared.ids_RS, prepared.inputs.get("attention_mask")
+    sampler = _sampler(prepared, target, arguments.get("generator"))
+    limit, eos, criteria = _ends(prepared.criteria)
+    limit = max(limit, ids_RS.shape[1] + 1)  # criteria are asked after a token, never before the first
+    _check_positions(limit, ids_RS, mask_RS, target)
+    chunk = _first(arguments.get("prefill_chunk"), config.prefill_chunk_size, PREFILL_CHUNK)
+    if not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"prefill_chunk={chunk!r} must be a whole number, 1 or more")
+    keeps_scores, keeps_logits = (
+        bool(config.return_dict_in_generate and wanted) for wanted in (config.output_scores, config.output_logits)
+    )
+    together = [c for c in criteria if type(c) not in ROW_BY_ROW]
+    watchers = arguments.get("streamer") is not None or keeps_scores or keeps_logits or together
+    pads_ended = any(hasattr(c, "eos_token_id") for c in prepared.criteria) or not criteria
+    in_step = len(ids_RS) > 1 and bool(watchers or not pads_ended or not sampler.is_row_by_row)
+    pad = config._pad_token_tensor
+    return Request(
+        ids_RS,
+        mask_RS,
+        limit,
+        eos,
+        int(pad) if pad is not None else 0,
+        sampler,
+        criteria,
+        pads_ended=pads_ended,
+        in_step=in_step,
+        keeps_scores=keeps_scores,
+        keeps_logits=keeps_logits,
+        prefill_chunk=chunk,
+        returns_dict=bool(config.return_dict_in_generate),
+        streamer=arguments.get("streamer"),
+    )
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
+
+
+def _sampler(prepared: Prepared, target: TargetModel, generator: torch.Generator | None) -> Sampler:
     if generator is not None and generator.device.type != target.device.type:
         raise ValueError(f"generator is on {generator.device}, the model on {target.device}: they must agree")
-    return Sampler(processors, Noise(batch, target.vocabulary, target.device, generator))
+    if not prepared.config.do_sample:
+        return Sampler(prepared.processors, None)
+    noise = Noise(len(prepared.ids_RS), target.vocabulary, target.device, generator)
+    return Sampler(prepared.processors, noise)
 
 
-def _eot(tokenizer: PreTrainedTokenizerBase) -> int:
-    token = tokenizer.convert_tokens_to_ids("<|eot_id|>")
-    if token is None or token == tokenizer.unk_token_id:
-        raise ValueError("is_llama3=True stops at <|eot_id|>, which this tokenizer does not have")
-    return int(token)
+def _ends(criteria: StoppingCriteriaList) -> tuple[int, frozenset[int], StoppingCriteriaList]:
+    """Return the most tokens of a row, the ids that end it, and the criteria that are neither."""
+    limits = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
+    ends = [c.eos_token_id for c in criteria if type(c) is EosTokenCriteria]
+    eos = frozenset(int(token) for tensor in ends for token in tensor)
+    return (
+        min(limits),
+        eos,
+        StoppingCriteriaList(c for c in criteria if type(c) not in (MaxLengthCriteria, EosTokenCriteria)),
+    )
 
 
-def _ends(target: TargetModel) -> tuple[frozenset[int], int]:
-    """Return the ids that end a row and the id that pads it, as `generate` finds them."""
-    config = target.model.generation_config or target.config
-    eos = config.eos_token_id
-    ends: list[int] = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-    pad = config.pad_token_id
-    if pad is None:
-        pad = ends[0] if ends else 0
-    return frozenset(ends), int(pad)
+def reusable(arguments: dict[str, Any], request: Request, own: Prefix) -> Prefix | None:
+    """Return the prefix a call may start from: None, the model's own (True), or the caller's.
+
+    Raises:
+        ValueError: neither, or more than one row, or pads.
+    """
+    wanted = arguments.get("reuse_prefix")
+    if wanted is None or wanted is False:
+        return None
+    if wanted is not True and not isinstance(wanted, Prefix):
+        raise ValueError(f"reuse_prefix={wanted!r} must be True, False or an eagle.Prefix")
+    if len(request.ids_RS) > 1 or request.attention_mask_RS is not None:
+        raise ValueError(f"reuse_prefix continues one unpadded row, the call has {len(request.ids_RS)} or pads")
+    return own if wanted is True else wanted
 
 
-def _check_ids(input_ids: Any, target: TargetModel) -> torch.Tensor:
+def _check_inputs(given: dict[str, Any], target: TargetModel) -> torch.Tensor | None:
+    """Check prompt ids and move them to the target; None where `generate` is to begin with its BOS."""
+    if "inputs" in given and "input_ids" in given:
+        raise ValueError("inputs and input_ids name the same thing: pass one of them")
+    name = "inputs" if "inputs" in given else "input_ids"
+    if name not in given:
+        return None
+    given[name] = check_ids(given[name], target)
+    return given[name]
+
+
+def check_ids(input_ids: Any, target: TargetModel) -> torch.Tensor:
+    """Return prompt ids [B, S] on the target, int64, from a tensor or nested lists.
+
+    Raises:
+        ValueError: no rows of one length, no token, no whole numbers, or ids the model does not know.
+    """
     try:
         ids_BS = torch.as_tensor(input_ids)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -195,14 +252,18 @@ def _check_ids(input_ids: Any, target: TargetModel) -> torch.Tensor:
     return ids_BS
 
 
-def _check_mask(given: Any, ids_BS: torch.Tensor, target: TargetModel, eos: frozenset[int]) -> torch.Tensor | None:
-    """Return the mask, inferred from pad ids as `generate` does where none is given; None where nothing is padded."""
-    if given is None:
-        pad = getattr(target.model.generation_config, "pad_token_id", None)
+def _check_mask(given: dict[str, Any], ids_BS: torch.Tensor | None, target: TargetModel, base: Any) -> None:
+    """Check the mask, or the one that `generate` will infer from pad ids, and move it to the target."""
+    mask = given.get("attention_mask")
+    if ids_BS is None:
+        return
+    if mask is None:
+        pad, ends = _default(given, base, "pad_token_id"), _default(given, base, "eos_token_id")
+        eos = ends if isinstance(ends, list | tuple) else [ends]
         if pad is None or pad in eos or not bool((ids_BS == pad).any()):
-            return None
-        given = ids_BS != pad
-    mask_BS = torch.as_tensor(given).to(ids_BS.device)
+            return
+        mask = ids_BS != pad
+    mask_BS = torch.as_tensor(mask).to(ids_BS.device)
     if mask_BS.shape != ids_BS.shape:
         raise ValueError(f"attention_mask has shape {tuple(mask_BS.shape)}, input_ids {tuple(ids_BS.shape)}")
     if not bool(((mask_BS == 0) | (mask_BS == 1)).all()):
@@ -215,30 +276,15 @@ def _check_mask(given: Any, ids_BS: torch.Tensor, target: TargetModel, eos: froz
         )
     if not bool(mask_BS[:, -1].all()):
         raise ValueError("attention_mask marks a row without any token")
-    return None if bool(mask_BS.all()) else mask_BS
+    if "attention_mask" in given:
+        given["attention_mask"] = mask_BS
 
 
-def _least_pads(mask_BS: torch.Tensor | None) -> int:
-    return 0 if mask_BS is None else int((mask_BS == 0).sum(-1).min())
-
-
-def _check_limits(call: Call, prompt: int, pads: int, target: TargetModel) -> int:
-    """Return the most tokens a row may have, prompt included."""
-    for name in ("max_new_tokens", "max_length"):
-        if not isinstance(getattr(call, name), Integral):
-            raise ValueError(f"{name}={getattr(call, name)!r} must be a whole number")
-    if call.max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={call.max_new_tokens} must be at least 1")
-    if prompt >= call.max_length:
-        raise ValueError(
-            f"the prompt has {prompt} tokens, max_length={call.max_length} leaves no room: raise max_length"
-        )
-    limit = int(min(prompt + call.max_new_tokens, call.max_length))
-    positions = target.last_position
-    if positions is not None and limit - pads > positions:
-        room = positions - prompt + pads
-        remedy = f"use max_new_tokens={room} or less" if room > 0 else "shorten the prompt"
-        raise ValueError(
-            f"prompt and new tokens make {limit - pads} tokens, the model has {positions} positions: {remedy}"
-        )
-    return limit
+def _check_positions(limit: int, ids_RS: torch.Tensor, mask_RS: torch.Tensor | None, target: TargetModel) -> None:
+    positions, prompt = target.last_position, ids_RS.shape[1]
+    pads = 0 if mask_RS is None else int((mask_RS == 0).sum(-1).min())
+    if positions is None or limit - pads <= positions:
+        return
+    room = positions - prompt + pads
+    remedy = f"use max_new_tokens={room} or less" if room > 0 else "shorten the prompt"
+    raise ValueError(f"prompt and new tokens make {limit - pads} tokens, the model has {positions} positions: {remedy}")

@@ -1,10 +1,11 @@
 """What a call is, what a step emits, and the rows in between: the one place where a row is stopped.
 
-Shapes: R rows the call began with, S prompt tokens, T new tokens, L ids so far.
+Shapes: R rows the call began with, G rows that go in step, S prompt tokens, T new tokens, L ids so far, V vocabulary.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import StoppingCriteriaList
@@ -25,6 +26,14 @@ class Request:
         pad: id that finished rows emit.
         sampler: how tokens are picked.
         criteria: further stopping criteria, asked after every token as in `generate`.
+        pads_ended: rows that ended emit pads; without an end-of-sequence id `generate` lets them go on to the end.
+        in_step: all rows emit their t-th token at the same moment, because something watches them together.
+        keeps_scores: processed scores of every token are kept, and handed to the criteria.
+        keeps_logits: raw logits of every token are kept.
+        prefill_chunk: prompt tokens per forward.
+        returns_dict: the caller wants more than ids.
+        streamer: gets every token, all rows at a time.
+        bucket: attention sees whole cache buffers, see `KVCache`.
     """
 
     ids_RS: torch.Tensor
@@ -34,6 +43,13 @@ class Request:
     pad: int
     sampler: Sampler
     criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
+    pads_ended: bool = True
+    in_step: bool = False
+    keeps_scores: bool = False
+    keeps_logits: bool = False
+    prefill_chunk: int = 1024
+    returns_dict: bool = False
+    streamer: Any = None
     bucket: bool = False
 
     @property
@@ -42,6 +58,12 @@ class Request:
         if self.attention_mask_RS is None:
             return [0] * len(self.ids_RS)
         return (self.attention_mask_RS == 0).sum(-1).tolist()
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether something wants every token by itself, so that the walk must run on the host."""
+        keeps = self.keeps_scores or self.keeps_logits
+        return self.in_step or keeps or bool(self.criteria) or not self.sampler.is_stateless
 
 
 @dataclass(frozen=True)
@@ -66,40 +88,74 @@ class DecodeStep:
 
 
 class Rows:
-    """The ids of all rows and why each ended."""
+    """The ids of all rows and why each ended.
+
+    Attributes:
+        new: new ids per row up to its end.
+        finished: why a row has ended, None while it goes on.
+        scores, logits: [R, V] per token, where the request keeps them.
+    """
 
     def __init__(self, request: Request) -> None:
         count, self.prompt = request.ids_RS.shape
         self.request = request
         self.new: list[list[int]] = [[] for _ in range(count)]
         self.finished: list[str | None] = [None] * count
+        self.scores: list[torch.Tensor] = []
+        self.logits: list[torch.Tensor] = []
+        self._met = [False] * count  # rows whose criteria have said stop
         # Ids on the device are kept only for whoever reads prefixes.
-        self._keeps_ids = bool(request.criteria) or not request.sampler.is_stateless
-        if self._keeps_ids:
+        if request.is_watched:
             self._ids_RT = torch.full((count, request.limit), request.pad, device=request.ids_RS.device)
             self._ids_RT[:, : self.prompt] = request.ids_RS
 
     def length(self, row: int) -> int:
-        """Return how many ids a row has, prompt and pads included."""
-        return self.prompt + len(self.new[row])
+        """Return how many ids a row has, prompt and pads included; in step, pads after its end count too."""
+        return self.prompt + self.emitted(row)
+
+    def emitted(self, row: int) -> int:
+        """Return how many new ids a row has; in step, pads after its end count too."""
+        return max(map(len, self.new)) if self.request.in_step else len(self.new[row])
 
     def push(self, row: int, token: int) -> bool:
         """Append an emitted token and tell whether the row ends with it."""
-        if self._keeps_ids:
-            self._ids_RT[row, self.length(row)] = token
         self.new[row].append(token)
         if token in self.request.eos:
             self.finished[row] = "eos"
-        elif self.length(row) >= self.request.limit:
+        elif self.prompt + len(self.new[row]) >= self.request.limit:
             self.finished[row] = "length"
-        # Asked even where the row has ended: a criterion sees every token, as in `generate`.
-        if self.request.criteria and bool(self.request.criteria(self.prefix(row), None).all()):
-            self.finished[row] = self.finished[row] or "criteria"
         return self.finished[row] is not None
 
-    def prefix(self, row: int) -> torch.Tensor:
-        """Return a row's ids so far [1, L], prompt and pads included."""
-        return self._ids_RT[row : row + 1, : self.length(row)]
+    def push_watched(self, rows: Sequence[int], tokens: Sequence[int]) -> tuple[list[int], bool]:
+        """Append one token to each of G rows that go in step, and ask the criteria.
+
+        Returns:
+            what each row really got (rows that had ended get pads), and whether all of them have ended.
+        """
+        place = self.length(rows[0])
+        got = [t if self.finished[r] is None else self.request.pad for r, t in zip(rows, tokens, strict=True)]
+        for row, token in zip(rows, got, strict=True):
+            self._ids_RT[row, place] = token
+            if self.finished[row] is None:
+                self.push(row, token)
+        # Asked even where a row has ended: a criterion sees every token, as in `generate`.
+        if self.request.criteria:
+            self._ask(rows)
+        return got, all(self.finished[row] is not None for row in rows)
+
+    def _ask(self, rows: Sequence[int]) -> None:
+        scores = tuple(self.scores) if self.request.keeps_scores else None
+        done = self.request.criteria(self.prefix(rows), scores).tolist()
+        for row, is_done in zip(rows, done, strict=True):
+            self._met[row] |= is_done
+        if self.request.pads_ended or all(self._met[row] for row in rows):
+            for row in rows:
+                if self._met[row]:
+                    self.finished[row] = self.finished[row] or "criteria"
+
+    def prefix(self, rows: Sequence[int]) -> torch.Tensor:
+        """Return the ids so far [G, L] of neighbouring rows of one length, prompt and pads included."""
+        return self._ids_RT[rows[0] : rows[-1] + 1, : self.length(rows[0])]
 
     def ids(self) -> torch.Tensor:
         """Return all ids so far [R, S + T], shorter rows padded on the right."""

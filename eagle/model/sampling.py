@@ -36,8 +36,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-GREEDY_BELOW = 1e-5
-# Warpers that read nothing but the scores: they can run on any node, any number of times, in any order.
+# Processors that read nothing but the scores: they can run on any node, any number of times, in any order.
 STATELESS = frozenset(
     {
         TemperatureLogitsWarper,
@@ -47,6 +46,9 @@ STATELESS = frozenset(
         TypicalLogitsWarper,
         EpsilonLogitsWarper,
         EtaLogitsWarper,
+        SuppressTokensLogitsProcessor,
+        InfNanRemoveLogitsProcessor,
+        LogitNormalization,
     }
 )
 # Processors that treat every row of [B, L] alike, so that a batch may be walked row by row.
@@ -59,42 +61,9 @@ ROW_BY_ROW = STATELESS | {
     MinNewTokensLengthLogitsProcessor,
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
-    SuppressTokensLogitsProcessor,
     SuppressTokensAtBeginLogitsProcessor,
-    InfNanRemoveLogitsProcessor,
-    LogitNormalization,
     ExponentialDecayLengthPenalty,
 }
-
-
-def treats_rows_alike(processor: LogitsProcessor) -> bool:
-    """Tell whether a processor may be shown the rows of a batch one at a time."""
-    per_row = getattr(processor, "prompt_ignore_length", None)
-    return type(processor) in ROW_BY_ROW and (per_row is None or isinstance(per_row, int))
-
-
-def warpers(temperature: float, top_k: float, top_p: float) -> LogitsProcessorList:
-    """Return the warpers of `generate` for these values, in its order; 0 switches top-k or top-p off.
-
-    Raises:
-        ValueError: temperature or top_k negative or not whole, top_p outside [0, 1].
-    """
-    if not temperature >= 0:
-        raise ValueError(f"temperature={temperature} must be 0 (greedy) or more")
-    if not (top_k >= 0 and float(top_k).is_integer()):
-        raise ValueError(f"top_k={top_k} must be a whole number, 0 (off) or more")
-    if not 0 <= top_p <= 1:
-        raise ValueError(f"top_p={top_p} must lie in [0, 1]; 0 is off")
-    chosen = LogitsProcessorList()
-    if temperature <= GREEDY_BELOW:
-        return chosen
-    if temperature != 1.0:
-        chosen.append(TemperatureLogitsWarper(float(temperature)))
-    if top_k:
-        chosen.append(TopKLogitsWarper(int(top_k)))
-    if 0 < top_p < 1:
-        chosen.append(TopPLogitsWarper(float(top_p)))
-    return chosen
 
 
 class Noise:
@@ -159,32 +128,58 @@ class Sampler:
     Args:
         processors: stock or user-written logits processors, applied in fp32 in this order.
         noise: random numbers for sampling, or None for greedy.
+
+    Attributes:
+        is_stateless: every processor reads nothing but the scores.
+        is_row_by_row: every processor may be shown the rows of a batch one at a time.
     """
 
     def __init__(self, processors: LogitsProcessorList, noise: Noise | None) -> None:
         self.processors = processors
         self.noise = noise
         self.is_stateless = all(type(processor) in STATELESS for processor in processors)
+        self.is_row_by_row = all(type(processor) in ROW_BY_ROW for processor in processors)
+        self._of_row: dict[int, LogitsProcessorList] = {}
 
-    def pick(
-        self,
-        logits_BV: torch.Tensor,
-        prefix_BL: torch.Tensor | None,
-        positions: Sequence[int],
-        rows: Sequence[int],
+    def scores(
+        self, logits_BV: torch.Tensor, prefix_BL: torch.Tensor | None = None, row: int | None = None
     ) -> torch.Tensor:
-        """Return one token [B] per row.
+        """Return processed scores [B, V] in fp32.
 
         Args:
             logits_BV: raw logits.
             prefix_BL: all ids so far, prompt and pads included; None when every processor is stateless.
+            row: number of the single row shown, where a batch is walked row by row.
+        """
+        scores_BV = logits_BV.to(torch.float32)
+        if not len(self.processors):
+            return scores_BV
+        processors = self.processors if row is None else self._processors_of(row)
+        # A copy, because user-written processors may work in place.
+        return processors(prefix_BL, scores_BV.clone())
+
+    def choose(self, scores_BV: torch.Tensor, positions: Sequence[int], rows: Sequence[int]) -> torch.Tensor:
+        """Return one token [B] per row.
+
+        Args:
+            scores_BV: processed scores.
             positions: number of each row's next new token.
             rows: the rows' numbers in the batch the call began with.
         """
-        scores_BV = logits_BV.to(torch.float32)
-        if len(self.processors):
-            # A copy, because user-written processors may work in place.
-            scores_BV = self.processors(prefix_BL, scores_BV.clone())
         if self.noise is None:
             return scores_BV.argmax(-1)
         return (scores_BV.softmax(-1) / self.noise.at(positions, rows)).argmax(-1)
+
+    def _processors_of(self, row: int) -> LogitsProcessorList:
+        """Return the processors with what they hold per row of the batch cut down to one row."""
+        if row not in self._of_row:
+            self._of_row[row] = LogitsProcessorList(_cut(processor, row) for processor in self.processors)
+        return self._of_row[row]
+
+
+def _cut(processor: LogitsProcessor, row: int) -> LogitsProcessor:
+    # `generate` hands its repetition penalty the left pads of every row, so that they count as no repetition.
+    ignored = getattr(processor, "prompt_ignore_length", None)
+    if isinstance(ignored, torch.Tensor):
+        return RepetitionPenaltyLogitsProcessor(processor.penalty, prompt_ignore_length=int(ignored[row]))
+    return processor

@@ -9,6 +9,7 @@ class GenerationStats:
 
     Attributes:
         prompt_tokens: prompt tokens of all rows, pads excluded.
+        prefilled_tokens: prompt tokens run through the target, pads included; fewer than the prompt's with a prefix.
         new_tokens: emitted tokens of all rows, after cutting at EOS or a limit.
         steps: verify forwards.
         row_steps: verify forwards summed over the rows active in them.
@@ -19,6 +20,7 @@ class GenerationStats:
     """
 
     prompt_tokens: int = 0
+    prefilled_tokens: int = 0
     new_tokens: int = 0
     steps: int = 0
     row_steps: int = 0

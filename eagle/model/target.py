@@ -60,6 +60,11 @@ class TargetModel:
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(model).forward).parameters
 
     @property
+    def lock(self) -> Any:
+        """The lock of everything that uses this base model."""
+        return _LOCKS.setdefault(self.model, threading.RLock())
+
+    @property
     def device(self) -> torch.device:
         """Where ids go in and logits come out."""
         hook = getattr(self.model, "_hf_hook", None)
@@ -102,7 +107,7 @@ class TargetModel:
         Args:
             ids_BS: prompt ids, left-padded.
             attention_mask_BS: 1 for tokens, 0 for pads; None without pads.
-            cache: empty cache; grows by S.
+            cache: holds the first tokens of every row already, often none; grows to S.
             taps: which features to hand out.
             on_features: called as (start, features [B, chunk, F]) after every chunk; they are not kept.
             chunk: tokens per forward. Ignored where the rotary embedding depends on the whole forward.
@@ -110,11 +115,12 @@ class TargetModel:
         batch, prompt = ids_BS.shape
         if self.rope_switch is not None:
             chunk = prompt
+        first = max(cache.lengths)
         if attention_mask_BS is None:
             positions_BS = torch.arange(prompt, device=ids_BS.device).expand(batch, -1)
         else:
             positions_BS = (attention_mask_BS.long().cumsum(-1) - 1).clamp(min=0)
-        for start in range(0, prompt, chunk):
+        for start in range(first, prompt, chunk):
             end = min(start + chunk, prompt)
             output = self._forward(
                 ids_BS[:, start:end],
@@ -222,8 +228,7 @@ class TargetModel:
             return hook
 
         handles = []
-        lock = _LOCKS.setdefault(self.model, threading.RLock())
-        lock.acquire()
+        self.lock.acquire()
         try:
             if taps == "last":
                 handles.append(self.model.get_decoder().register_forward_hook(catch_output))
@@ -233,4 +238,4 @@ class TargetModel:
         finally:
             for handle in handles:
                 handle.remove()
-            lock.release()
+            self.lock.release()

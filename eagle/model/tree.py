@@ -47,6 +47,17 @@ class DraftTree:
         parents_BN = self.parents_BN.masked_fill(self.depths_BN > limit_B1, -1)
         return replace(self, parents_BN=parents_BN, depths_BN=torch.minimum(self.depths_BN, limit_B1))
 
+    def pinned(self, rows: Sequence[int], token: int) -> "DraftTree":
+        """Return a tree of the same shape in which some rows hold one chain of one token.
+
+        Rows that have ended but go on in step with the others emit pads; this is the draft that agrees.
+        """
+        chain_N = (torch.arange(self.size, device=self.parents_BN.device) - 1).clamp(max=self.levels - 2)
+        tokens_BN, parents_BN = self.tokens_BN.clone(), self.parents_BN.clone()
+        tokens_BN[list(rows), 1:] = token
+        parents_BN[list(rows)] = chain_N
+        return from_parents(tokens_BN, parents_BN, self.scores_BN, self.levels)
+
 
 def from_parents(tokens_BN: torch.Tensor, parents_BN: torch.Tensor, scores_BN: torch.Tensor, levels: int) -> DraftTree:
     """Build a tree from parent indices.

@@ -87,7 +87,8 @@ def accept(
     path_BA = torch.arange(width, device=device).repeat(batch, 1)
     tokens_BA = torch.zeros_like(path_BA)
     for level in range(width):
-        token_B = sampler.pick(logits_BNV[every, node_B], None, [t + level for t in positions], rows)
+        scores_BV = sampler.scores(logits_BNV[every, node_B])
+        token_B = sampler.choose(scores_BV, [t + level for t in positions], rows)
         tokens_BA[:, level] = token_B
         if level == width - 1:
             break
@@ -104,42 +105,46 @@ def accept(
 def accept_stepwise(
     tree: DraftTree,
     logits_BNV: torch.Tensor,
-    sampler: Sampler,
-    prefix: Callable[[int], torch.Tensor],
-    push: Callable[[int, int], bool],
-    positions: Sequence[int],
-    rows: Sequence[int],
-    active: Sequence[bool],
+    groups: Sequence[Sequence[int]],
+    pick: Callable[[Sequence[int], torch.Tensor, int], tuple[list[int], bool]],
 ) -> Acceptance:
-    """Walk row by row on the host, for processors that read the prefix or keep state.
+    """Walk on the host, for processors, criteria and callers that must see one token after another.
 
-    Every processor sees exactly the prefixes `generate` would show it, once each and in order, and none after the
-    row's last token.
+    The rows of a group go in step, as all rows do in `generate`: they descend while every one of them has a child to
+    descend to. So what is asked about each token sees exactly the prefixes `generate` would show it, once each and in
+    order, and nothing after the group's last token.
 
     Args:
-        prefix: row of the running batch -> its ids so far [1, L], pads included.
-        push: (row, token) appends an emitted token and says whether the row ends with it.
-        active: rows that still generate; the others are left alone.
+        groups: rows of the running batch that are walked, in groups that go in step.
+        pick: (group, its logits [G, V], level) -> the group's tokens, and whether all of it ends with them.
     """
     batch, width = tree.tokens_BN.shape[0], min(tree.levels, tree.size)
     parents, tokens = tree.parents_BN.tolist(), tree.tokens_BN.tolist()
     path = [list(range(width)) for _ in range(batch)]
     emitted = [[0] * width for _ in range(batch)]
     accepted = [0] * batch
-    for row in range(batch):
-        node = 0
-        for level in range(width if active[row] else 0):
-            logits_1V = logits_BNV[row, node][None]
-            token = int(sampler.pick(logits_1V, prefix(row), [positions[row] + level], [rows[row]]))
-            emitted[row][level] = token
-            child = next((n for n, p in enumerate(parents[row]) if p == node and tokens[row][n] == token), None)
-            ended = push(row, token)
-            if child is None:
+    for group in groups:
+        nodes = [0] * len(group)
+        for level in range(width):
+            picked, is_over = pick(group, logits_BNV[list(group), nodes], level)
+            for row, token in zip(group, picked, strict=True):
+                emitted[row][level] = token
+            children = [
+                _child(parents[row], tokens[row], node, token)
+                for row, node, token in zip(group, nodes, picked, strict=True)
+            ]
+            if None in children:
                 break
-            node = path[row][level + 1] = child
-            accepted[row] = level + 1
-            if ended:
+            nodes = [child for child in children if child is not None]
+            for row, node in zip(group, nodes, strict=True):
+                path[row][level + 1], accepted[row] = node, level + 1
+            if is_over:
                 break
     device = logits_BNV.device
     path_BA, accepted_B, tokens_BA = (torch.tensor(values, device=device) for values in (path, accepted, emitted))
     return Acceptance(path_BA, accepted_B, tokens_BA)
+
+
+def _child(parents: Sequence[int], tokens: Sequence[int], node: int, token: int) -> int | None:
+    """Return the child of a node that carries a token."""
+    return next((n for n, parent in enumerate(parents) if parent == node and tokens[n] == token), None)

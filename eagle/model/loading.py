@@ -1,0 +1,43 @@
+"""Base models and tokenizers from folders or the Hub, with what the reference accepts translated for transformers 5."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+
+from eagle.model.support import ATTENTION
+
+logger = logging.getLogger(__name__)
+
+
+def load_base(path: str, kwargs: dict[str, Any]) -> Any:
+    """Load the base model with sdpa or eager attention; translate arguments that transformers 5 dropped."""
+    kwargs = dict(kwargs)
+    wanted = kwargs.get("attn_implementation")
+    if wanted is not None and wanted not in ATTENTION:
+        raise ValueError(f"attn_implementation={wanted!r} reads a tree mask as padding; use one of {ATTENTION}")
+    bits = {name: kwargs.pop(name) for name in ("load_in_8bit", "load_in_4bit") if name in kwargs}
+    if any(bits.values()):
+        kwargs.setdefault("quantization_config", BitsAndBytesConfig(**bits))
+    if "torch_dtype" in kwargs:
+        kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
+    base_model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+    if base_model.config._attn_implementation not in ATTENTION:
+        logger.warning(
+            "the base model's default attention %r cannot carry a tree mask: using sdpa",
+            base_model.config._attn_implementation,
+        )
+        base_model.set_attn_implementation("sdpa")
+    return base_model
+
+
+def load_tokenizer(path: str, **options: Any) -> PreTrainedTokenizerBase:
+    """Load a base model's tokenizer.
+
+    Raises:
+        FileNotFoundError: the folder has none.
+    """
+    if Path(path).is_dir() and not any(Path(path).glob("*token*")):
+        raise FileNotFoundError(f"no tokenizer in {path!r}: set model.base_model_name_or_path to where it is")
+    return AutoTokenizer.from_pretrained(path, **options)

@@ -1,0 +1,39 @@
+"""What a caller gets: tokens for a streamer while they come, ids or a `generate` output at the end."""
+
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from eagle.model.decoding import Generation, decode
+from eagle.model.rows import DecodeStep
+
+
+def steps(generation: Generation) -> Iterator[DecodeStep]:
+    """Decode, handing the prompt and then every token [R] to the call's streamer, as `generate` does."""
+    request = generation.request
+    if request.streamer is None:
+        yield from decode(generation)
+        return
+    request.streamer.put(request.ids_RS.cpu())
+    for step in decode(generation):
+        for tokens in zip_longest(*step.tokens, fillvalue=request.pad):
+            request.streamer.put(torch.tensor(tokens))
+        yield step
+    request.streamer.end()
+
+
+def collected(generation: Generation) -> Any:
+    """Decode to the end; return ids [R, S + T], or a `GenerateDecoderOnlyOutput` where the request wants one."""
+    for _ in steps(generation):
+        pass
+    rows, request = generation.rows, generation.request
+    if not request.returns_dict:
+        return rows.ids()
+    return GenerateDecoderOnlyOutput(
+        sequences=rows.ids(),
+        scores=tuple(rows.scores) if request.keeps_scores else None,
+        logits=tuple(rows.logits) if request.keeps_logits else None,
+    )

@@ -1,0 +1,82 @@
+"""What one call leaves behind for the next that begins with the same tokens: the caches of target and head.
+
+Turns of a chat repeat their history. A `Prefix` keeps the keys and values of the last call, so that the next one runs
+only what is new. It is taken by one call at a time: a second call meanwhile finds it empty and starts afresh.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from eagle.model.drafter import Drafter, DraftState
+from eagle.model.kv_cache import KVCache
+from eagle.model.support import RopeSwitch
+from eagle.model.target import TargetModel
+
+
+@dataclass(frozen=True)
+class Left:
+    """Caches of one finished or abandoned call of one row.
+
+    Attributes:
+        ids: the tokens whose keys the target's cache holds; the last emitted token is never among them.
+        target, drafter: whose caches they are.
+        cache: the target's.
+        draft_state: the head's; None after plain decoding.
+    """
+
+    ids: list[int]
+    target: TargetModel
+    cache: KVCache
+    drafter: Drafter | None
+    draft_state: DraftState | None
+
+    def shared(self, ids: Sequence[int], switch: RopeSwitch | None) -> int:
+        """Return how many entries of both caches serve a prompt of these ids.
+
+        With m shared tokens that is min(m, S) - 1: entry t of the head pairs feature t with token t + 1, so entry
+        m - 1 is stale, and the last prompt token must run, because its logits pick the first new one.
+        """
+        # Beyond a rotary switch keys depend on how long the sequence was when they were made.
+        if switch is not None and max(len(ids), len(self.ids)) > switch.position:
+            return 0
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(ids, self.ids, strict=False))
+        return max(0, sum(1 for _ in same) - 1)
+
+
+class Prefix:
+    """One conversation's caches, handed from call to call.
+
+    Pass the same object as `reuse_prefix` to every call of a conversation. Only calls of one unpadded row can use it.
+    """
+
+    def __init__(self) -> None:
+        self._left: Left | None = None
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Return how many tokens are held."""
+        return len(self._left.ids) if self._left is not None else 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Prefix":
+        return Prefix()
+
+    def take(self, target: TargetModel, drafter: Drafter | None) -> Left | None:
+        """Empty the prefix and return what it held, if it is of use to this target and drafter."""
+        with self._lock:
+            left, self._left = self._left, None
+        if left is None or left.target is not target or (drafter is not None and left.drafter is not drafter):
+            return None
+        return left
+
+    def leave(self, left: Left) -> None:
+        """Keep what a call left behind."""
+        with self._lock:
+            self._left = left
+
+    def clear(self) -> None:
+        """Free the memory."""
+        with self._lock:
+            self._left = None
