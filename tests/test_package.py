@@ -11,7 +11,7 @@ import eagle
 
 ROOT = Path(eagle.__file__).parent
 RANKS = {
-    **dict.fromkeys(["choices", "tree", "stats", "kv_cache", "sampling"], 0),
+    **dict.fromkeys(["choices", "tree", "stats", "kv_cache", "sampling", "facade"], 0),
     "configs": 0.5,
     **dict.fromkeys(["verify", "head", "support", "rows", "reference"], 1),
     "checkpoint": 1.5,

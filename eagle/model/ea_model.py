@@ -17,6 +17,7 @@ from eagle.model.checkpoint import HUB_KEYWORDS, build_head, read_config, read_w
 from eagle.model.configs import tapped_layers, tree_config
 from eagle.model.decoding import Generation
 from eagle.model.drafter import Drafter
+from eagle.model.facade import Facade
 from eagle.model.head import EagleHead
 from eagle.model.loading import load_base, load_tokenizer
 from eagle.model.output import collected, steps
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 TOKENIZER_KEYWORDS = (*HUB_KEYWORDS, "trust_remote_code")
 
 
-class EaModel(nn.Module):
+class EaModel(Facade, nn.Module):
     """A base model and its draft head behind the reference's interface.
 
     Args:

@@ -80,21 +80,21 @@ def prepare(
     Args:
         base: the model whose `generate` prepares.
         target: the same model, to decode with.
-        arguments: of `generate`, by name; None counts as not given.
+        arguments: of `generate`, by name; None overrides a default, as it does there.
         tokenizer: gives the tokenizer where stop strings need one.
 
     Raises:
         ValueError: naming the argument, its value and the allowed range.
         NotImplementedError: something `generate` can do and eagle cannot, and why.
     """
-    given = {name: value for name, value in arguments.items() if value is not None and name not in OWN}
+    given = {name: value for name, value in arguments.items() if name not in OWN}
     _refuse(given, base)
     ids = _check_inputs(given, target)
     _check_mask(given, ids, target, base)
-    strings = _default(given, base, "stop_strings") if "stop_strings" not in arguments else given.get("stop_strings")
-    # Preparation knows no tokenizer: the criterion is added below.
-    keywords = {**given, "stop_strings": None} if _default(given, base, "stop_strings") else given
-    prepared: Prepared = base.generate(**keywords, custom_generate=_catch)
+    strings = _default(given, base, "stop_strings")
+    if strings:
+        given["stop_strings"] = None  # preparation knows no tokenizer: the criterion is added below
+    prepared: Prepared = base.generate(**{**given, "custom_generate": _catch})
     if strings:
         own = arguments.get("tokenizer")
         prepared.criteria.append(StopStringCriteria(own if own is not None else tokenizer(), strings))
@@ -123,7 +123,8 @@ def _default(given: dict[str, Any], base: Any, name: str) -> Any:
 
 def _refuse(given: dict[str, Any], base: Any) -> None:
     for name, reason in REFUSED.items():
-        if _default(given, base, name) not in (None, False):
+        value = _default(given, base, name)
+        if value is not None and value is not False:
             raise NotImplementedError(f"{name} is not supported: {reason}")
     cache = _default(given, base, "cache_implementation")
     if cache not in CACHES:
@@ -216,11 +217,12 @@ def reusable(arguments: dict[str, Any], request: Request, own: Prefix) -> Prefix
 
 def _check_inputs(given: dict[str, Any], target: TargetModel) -> torch.Tensor | None:
     """Check prompt ids and move them to the target; None where `generate` is to begin with its BOS."""
-    if "inputs" in given and "input_ids" in given:
+    named = [name for name in ("inputs", "input_ids") if given.get(name) is not None]
+    if len(named) > 1:
         raise ValueError("inputs and input_ids name the same thing: pass one of them")
-    name = "inputs" if "inputs" in given else "input_ids"
-    if name not in given:
+    if not named:
         return None
+    name = named[0]
     given[name] = check_ids(given[name], target)
     return given[name]
 
@@ -276,7 +278,7 @@ def _check_mask(given: dict[str, Any], ids_BS: torch.Tensor | None, target: Targ
         )
     if not bool(mask_BS[:, -1].all()):
         raise ValueError("attention_mask marks a row without any token")
-    if "attention_mask" in given:
+    if given.get("attention_mask") is not None:
         given["attention_mask"] = mask_BS
 
 
