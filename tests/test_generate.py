@@ -103,7 +103,7 @@ CRITERIA = {
     "max_time": {"max_time": 1e-9},
     "written by the caller": {MAKE + "stopping_criteria": lambda: StoppingCriteriaList([SumCriterion()])},
     "without an EOS": {
-        "eos_token_id": [],
+        "eos_token_id": None,
         MAKE + "stopping_criteria": lambda: StoppingCriteriaList([SumCriterion()]),
     },
     "reading scores": {
@@ -111,7 +111,8 @@ CRITERIA = {
         "output_scores": True,
         MAKE + "stopping_criteria": lambda: StoppingCriteriaList([SureCriterion()]),
     },
-    "no end but the limit": {"eos_token_id": []},
+    "no end but the limit": {"eos_token_id": None},
+    "an empty list of ends": {"eos_token_id": []},
 }
 
 
@@ -169,6 +170,15 @@ def test_scores_and_logits_are_generate_s_for_ended_rows_too(model, batch, mode)
         for ours, theirs in zip(getattr(got, name), getattr(want, name), strict=True):
             torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
     assert model.base_model.compute_transition_scores(got.sequences, got.scores).isfinite().any()
+
+
+def test_rows_that_ended_do_not_hold_back_the_others(model):
+    ids, mask = prompts(model.base_model, 3)
+    steps = []
+    for ends in ([12, 65], [12, 27, 65, 75, 58]):  # no row or one ends early; two end with their first tokens
+        both(model, ids, mask, do_sample=False, eos_token_id=ends, output_scores=True, return_dict_in_generate=True)
+        steps.append(model.stats)
+    assert steps[1].acceptance_length > steps[0].acceptance_length > 1.2
 
 
 def test_scores_are_kept_only_where_they_are_asked_for(model):
