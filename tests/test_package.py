@@ -18,7 +18,7 @@ RANKS = {
     "target": 2,
     "drafter": 2,
     "loading": 2,
-    "prefix": 2.5,
+    **dict.fromkeys(["prefix", "inputs"], 2.5),
     "decoding": 3,
     "request": 3,
     "output": 3.5,

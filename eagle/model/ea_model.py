@@ -19,11 +19,12 @@ from eagle.model.decoding import Generation
 from eagle.model.drafter import Drafter
 from eagle.model.facade import Facade
 from eagle.model.head import EagleHead
+from eagle.model.inputs import check_ids
 from eagle.model.loading import load_base, load_tokenizer
 from eagle.model.output import collected, steps
 from eagle.model.prefix import Prefix
 from eagle.model.reference import Call, reference_signature, without_defaults
-from eagle.model.request import check_ids, prepare, reusable
+from eagle.model.request import prepare, reusable
 from eagle.model.selfcheck import TESTED, self_check
 from eagle.model.stats import GenerationStats
 from eagle.model.target import Taps, TargetModel

@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.generation.configuration_utils import GenerationMode
 
+from eagle.model.inputs import check_ids, check_mask, check_positions
 from eagle.model.prefix import Prefix
 from eagle.model.rows import Request
 from eagle.model.sampling import Noise, Sampler
@@ -90,8 +91,7 @@ def prepare(
     """
     given = {name: value for name, value in arguments.items() if name not in OWN}
     _refuse(given, base)
-    ids = _check_inputs(given, target)
-    _check_mask(given, ids, target, base)
+    _check_inputs(given, target, base)
     strings = _default(given, base, "stop_strings")
     if strings:
         given["stop_strings"] = None  # preparation knows no tokenizer: the criterion is added below
@@ -145,7 +145,7 @@ def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any])
     sampler = _sampler(prepared, target, arguments.get("generator"))
     limit, eos, criteria = _ends(prepared.criteria)
     limit = max(limit, ids_RS.shape[1] + 1)  # criteria are asked after a token, never before the first
-    _check_positions(limit, ids_RS, mask_RS, target)
+    check_positions(limit, ids_RS, mask_RS, target)
     chunk = _first(arguments.get("prefill_chunk"), config.prefill_chunk_size, PREFILL_CHUNK)
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"prefill_chunk={chunk!r} must be a whole number, 1 or more")
@@ -216,78 +216,18 @@ def reusable(arguments: dict[str, Any], request: Request, own: Prefix) -> Prefix
     return own if wanted is True else wanted
 
 
-def _check_inputs(given: dict[str, Any], target: TargetModel) -> torch.Tensor | None:
-    """Check prompt ids and move them to the target; None where `generate` is to begin with its BOS."""
+def _check_inputs(given: dict[str, Any], target: TargetModel, base: Any) -> None:
+    """Check prompt and mask, given or inferred, and move them to the target; without a prompt it begins with BOS."""
     named = [name for name in ("inputs", "input_ids") if given.get(name) is not None]
     if len(named) > 1:
         raise ValueError("inputs and input_ids name the same thing: pass one of them")
     if not named:
-        return None
-    name = named[0]
-    given[name] = check_ids(given[name], target)
-    return given[name]
-
-
-def check_ids(input_ids: Any, target: TargetModel) -> torch.Tensor:
-    """Return prompt ids [B, S] on the target, int64, from a tensor or nested lists.
-
-    Raises:
-        ValueError: no rows of one length, no token, no whole numbers, or ids the model does not know.
-    """
-    try:
-        ids_BS = torch.as_tensor(input_ids)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"input_ids must be a tensor or rows of one length, got {type(input_ids).__name__} "
-            f"(of a tokenizer's result, pass `.input_ids`): {error}"
-        ) from error
-    if ids_BS.ndim != 2 or ids_BS.numel() == 0:
-        raise ValueError(
-            f"input_ids must have shape [batch, prompt] with at least one token, got {tuple(ids_BS.shape)}"
-        )
-    if ids_BS.is_floating_point() or ids_BS.dtype == torch.bool:
-        raise ValueError(f"input_ids must be whole numbers, got dtype {ids_BS.dtype}")
-    ids_BS = ids_BS.to(target.device, torch.int64)
-    known = target.model.get_input_embeddings().num_embeddings
-    low, high = int(ids_BS.min()), int(ids_BS.max())
-    if low < 0 or high >= known:
-        raise ValueError(f"input_ids hold token {low if low < 0 else high}; the model knows 0 to {known - 1}")
-    return ids_BS
-
-
-def _check_mask(given: dict[str, Any], ids_BS: torch.Tensor | None, target: TargetModel, base: Any) -> None:
-    """Check the mask, or the one that `generate` will infer from pad ids, and move it to the target."""
-    mask = given.get("attention_mask")
-    if ids_BS is None:
         return
-    if mask is None:
-        pad, ends = _default(given, base, "pad_token_id"), _default(given, base, "eos_token_id")
-        eos = ends if isinstance(ends, list | tuple) else [ends]
-        if pad is None or pad in eos or not bool((ids_BS == pad).any()):
-            return
-        mask = ids_BS != pad
-    mask_BS = torch.as_tensor(mask).to(ids_BS.device)
-    if mask_BS.shape != ids_BS.shape:
-        raise ValueError(f"attention_mask has shape {tuple(mask_BS.shape)}, input_ids {tuple(ids_BS.shape)}")
-    if not bool(((mask_BS == 0) | (mask_BS == 1)).all()):
-        raise ValueError("attention_mask must hold only 0 (pad) and 1 (token)")
-    mask_BS = mask_BS.long()
-    if bool((mask_BS[:, 1:] < mask_BS[:, :-1]).any()):
-        raise ValueError(
-            "pads stand after tokens; pad on the left (tokenizer.padding_side = 'left'), or pass attention_mask "
-            "where the pad id is meant as a token"
-        )
-    if not bool(mask_BS[:, -1].all()):
-        raise ValueError("attention_mask marks a row without any token")
+    ids_BS = given[named[0]] = check_ids(given[named[0]], target)
     if given.get("attention_mask") is not None:
-        given["attention_mask"] = mask_BS
-
-
-def _check_positions(limit: int, ids_RS: torch.Tensor, mask_RS: torch.Tensor | None, target: TargetModel) -> None:
-    positions, prompt = target.last_position, ids_RS.shape[1]
-    pads = 0 if mask_RS is None else int((mask_RS == 0).sum(-1).min())
-    if positions is None or limit - pads <= positions:
+        given["attention_mask"] = check_mask(given["attention_mask"], ids_BS)
         return
-    room = positions - prompt + pads
-    remedy = f"use max_new_tokens={room} or less" if room > 0 else "shorten the prompt"
-    raise ValueError(f"prompt and new tokens make {limit - pads} tokens, the model has {positions} positions: {remedy}")
+    # What preparation will infer: pads are what carries the pad id, unless that ends rows too.
+    pad, ends = _default(given, base, "pad_token_id"), _default(given, base, "eos_token_id")
+    if pad is not None and pad not in (ends if isinstance(ends, list | tuple) else [ends]):
+        check_mask(ids_BS != pad, ids_BS)
