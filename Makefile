@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test nightly lint bench clean
+.PHONY: demo test nightly lint bench docs clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ lint: $(STAMP) ## format, lint and types
 
 bench: $(STAMP) ## speeds of the tiny pair, alternating rounds
 	$(BIN)/python -m eagle.evaluation.bench
+
+docs: $(STAMP) ## docs/architectures.md, from what the installed transformers has
+	$(BIN)/python tests/census.py --write
 
 clean:
 	rm -rf $(VENV) build

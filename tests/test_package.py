@@ -21,6 +21,7 @@ RANKS = {
     "request": 3,
     "autotree": 3,
     "selfcheck": 3,
+    "diagnosis": 3.5,
     "ea_model": 4,
 }
 EDGES = ("train", "evaluation", "application", "ge_data")

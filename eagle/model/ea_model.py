@@ -17,6 +17,7 @@ from eagle.model.autotree import fastest_tree
 from eagle.model.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights
 from eagle.model.configs import tapped_layers, tree_config
 from eagle.model.decoding import Generation, decode
+from eagle.model.diagnosis import Report, diagnose
 from eagle.model.drafter import Drafter
 from eagle.model.head import EagleHead
 from eagle.model.request import Call, prepare, reference_signature
@@ -159,6 +160,10 @@ class EaModel(nn.Module):
                 raise FileNotFoundError(f"no tokenizer in {path!r}: set model.base_model_name_or_path to where it is")
             self._tokenizer = AutoTokenizer.from_pretrained(path, **self._tokenizer_options)
         return self._tokenizer
+
+    def self_check(self) -> Report:
+        """Check on this very model, in seconds, that trees are verified exactly; the report says why not."""
+        return diagnose(self.base_model, self._taps)
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the base model's tokenizer."""
