@@ -32,7 +32,7 @@ bench: $(STAMP) ## speeds of the tiny pair, alternating rounds
 	$(BIN)/python -m eagle.evaluation.bench
 
 docs: $(STAMP) ## docs/architectures.md, from what the installed transformers has
-	$(BIN)/python tests/census.py --write
+	$(BIN)/python tests/verdicts.py --write
 
 clean:
 	rm -rf $(VENV) build

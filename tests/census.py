@@ -1,7 +1,4 @@
-"""Every causal LM of the installed transformers, tiny and random, found in its own auto mapping.
-
-`python tests/census.py --write` runs them all and writes docs/architectures.md.
-"""
+"""Every causal LM of the installed transformers, tiny and random, found in its own auto mapping."""
 
 import copy
 import dataclasses
@@ -61,6 +58,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "roc_bert": {f"{part}_{size}": 8 for part in ("pronunciation", "shape") for size in ("vocab_size", "embed_dim")},
     "longcat_flash": {"num_layers": 2, "num_hidden_layers": LAYERS, "zero_expert_num": 2},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "llama4_text": {"max_position_embeddings": 512},
     "lfm2": {"full_attn_idxs": [1, 3]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "reformer": {"axial_pos_embds": False},
@@ -70,10 +68,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 48},
     },
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
-        "ffn_config": {"ffn_hidden_size": 48},
-    },
-    "cohere_compass_text": {"rope_parameters": {kind: PLAIN_ROPE for kind in sorted(set(ALTERNATING))}},
+    "cohere_compass_text": {"rope_parameters": dict.fromkeys(sorted(set(ALTERNATING)), PLAIN_ROPE)},
     "dots3_note_text": {"per_layer_config": None, "head_dim": 16},
     "gemma3n_text": {"layer_types": ALTERNATING},
     "gemma4_text": {"layer_types": ALTERNATING},
