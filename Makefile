@@ -33,6 +33,7 @@ bench: $(STAMP) ## speeds of the tiny pair, alternating rounds
 
 docs: $(STAMP) ## rewrite the tables in docs/ from what the tests find
 	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_keywords.py
+	$(BIN)/python tests/verdicts.py --write
 
 clean:
 	rm -rf $(VENV) build

@@ -24,6 +24,7 @@ RANKS = {
     "output": 3.5,
     "autotree": 3,
     "selfcheck": 3,
+    "diagnosis": 3.5,
     "ea_model": 4,
 }
 EDGES = ("train", "evaluation", "application", "ge_data")

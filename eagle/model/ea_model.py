@@ -16,6 +16,7 @@ from eagle.model.autotree import fastest_tree
 from eagle.model.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights
 from eagle.model.configs import tapped_layers, tree_config
 from eagle.model.decoding import Generation
+from eagle.model.diagnosis import Report, diagnose
 from eagle.model.drafter import Drafter
 from eagle.model.facade import Facade
 from eagle.model.head import EagleHead
@@ -161,6 +162,10 @@ class EaModel(Facade, nn.Module):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.base_model_name_or_path, **self._tokenizer_options)
         return self._tokenizer
+
+    def self_check(self) -> Report:
+        """Check on this very model, in seconds, that trees are verified exactly; the report says why not."""
+        return diagnose(self.base_model, self._taps)
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the base model's tokenizer."""
