@@ -9,6 +9,7 @@ Shapes: B prompts, R rows (B times `num_return_sequences`), S prompt tokens.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from transformers import (
     StopStringCriteria,
 )
 from transformers.generation.configuration_utils import GenerationMode
+from transformers.utils import TransformersKwargs
 
 from eagle.model.inputs import check_ids, check_mask, check_positions
 from eagle.model.prefix import Prefix
@@ -48,8 +50,8 @@ REFUSED = {
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 # Cache kinds that give the same ids as the plain one; eagle's own cache stands in for them.
 CACHES = (None, "dynamic", "dynamic_full", "static", "hybrid", "sliding_window", "hybrid_chunked")
-# What preparation adds to the model's inputs by itself.
-PREPARED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
+# Inputs of the model that change nothing else than what eagle prepares itself.
+INPUTS = {"input_ids", "attention_mask", "use_cache", "logits_to_keep"}
 # Criteria that judge every row by itself.
 ROW_BY_ROW = (MaxTimeCriteria, StopStringCriteria)
 
@@ -130,6 +132,12 @@ def _refuse(given: dict[str, Any], base: Any) -> None:
     cache = _default(given, base, "cache_implementation")
     if cache not in CACHES:
         raise NotImplementedError(f"cache_implementation={cache!r} is not supported, use one of {CACHES}")
+    # Names that nobody knows are left to `generate`, which says so.
+    model_inputs = set(signature(base.forward).parameters) | set(TransformersKwargs.__optional_keys__)
+    settings = set(vars(GenerationConfig())) | set(signature(base.generate).parameters) | INPUTS
+    foreign = sorted(name for name in model_inputs - settings if given.get(name) is not None)
+    if foreign:
+        raise NotImplementedError(f"{foreign} are not supported: eagle hands a model nothing but tokens")
 
 
 def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any]) -> Request:
@@ -138,9 +146,6 @@ def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any])
     mode = config.get_generation_mode()
     if mode not in MODES:
         raise NotImplementedError(f"{mode.value} is not supported: eagle decodes greedily or samples")
-    foreign = sorted(name for name in set(prepared.inputs) - PREPARED if prepared.inputs[name] is not None)
-    if foreign:
-        raise NotImplementedError(f"{foreign} are not supported: eagle hands a model nothing but tokens")
     ids_RS, mask_RS = prepared.ids_RS, prepared.inputs.get("attention_mask")
     sampler = _sampler(prepared, target, arguments.get("generator"))
     limit, eos, criteria = _ends(prepared.criteria)
