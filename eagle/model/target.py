@@ -69,9 +69,13 @@ class TargetModel:
     @property
     def device(self) -> torch.device:
         """Where ids go in and logits come out."""
-        hook = getattr(self.model, "_hf_hook", None)
-        place = getattr(hook, "execution_device", None)
-        return torch.device(place) if place is not None else self.model.device
+        # accelerate's hooks know; under offload the weights themselves are on meta.
+        for module in (self.model, self.model.get_input_embeddings()):
+            hook = getattr(module, "_hf_hook", None)
+            for part in getattr(hook, "hooks", (hook,)):
+                if (place := getattr(part, "execution_device", None)) is not None:
+                    return torch.device(place)
+        return torch.device(self.model.device)
 
     @property
     def vocabulary(self) -> int:
