@@ -4,9 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The CPU build of torch. For a GPU: make TORCH=torch demo
 TORCH ?= torch==2.13.0
+# The oldest transformers that `dependencies` in pyproject.toml allows.
+OLDEST := 5.0.0
+OLD := build/transformers-$(OLDEST)
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test nightly lint bench docs clean
+.PHONY: demo test test-oldest nightly lint bench docs clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,6 +22,14 @@ demo: $(STAMP) ## a real trained pair: tokens per step, speeds, equal ids
 
 test: $(STAMP) ## the test suite
 	$(BIN)/python -m pytest -n 2 -m "not nightly"
+
+test-oldest: $(STAMP) $(OLD)/.installed ## what must hold with the oldest supported transformers
+	PYTHONPATH=$(OLD) $(BIN)/python -c "import transformers as t; assert t.__version__ == '$(OLDEST)', t.__file__"
+	PYTHONPATH=$(OLD) $(BIN)/python -m pytest -n 2 -m "contract and not nightly"
+
+$(OLD)/.installed: $(STAMP)
+	$(BIN)/python -m pip install --quiet --target $(OLD) "transformers==$(OLDEST)"
+	touch $@
 
 nightly: $(STAMP) ## full products of the cases that `test` runs pairwise
 	$(BIN)/python -m pytest -n 2

@@ -12,6 +12,8 @@ from references import generate_ids
 from scripted import ScriptedDrafter
 from transformers import LogitsProcessor
 
+pytestmark = pytest.mark.contract
+
 
 def hooks(base) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in base.modules())

@@ -102,6 +102,7 @@ def test_trees_equal_the_oracle(tmp_path, kind, tree, batch, bucket):
     assert check_every_step(model, running, ids, mask) >= 5
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("name", ["gemma2", "gpt_neox", "qwen3_moe"])
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
 def test_trees_equal_the_oracle_on_other_targets(tmp_path, name, kind):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from architectures import ARCHITECTURES, LONGROPE_SWITCH, VOCABULARY, base_model, prompts
+from contract import contract
 from pairs import ea_model
 from references import generate_ids, uncached_features
 from scripted import ScriptedDrafter
@@ -30,7 +31,7 @@ PAIRWISE = {
         ("random", KINDS[(shift + 1) % 2], 3, MODES[shift // 2 % 2]),
     )
 }
-CASES = [pytest.param(*case, marks=() if case in PAIRWISE else pytest.mark.nightly) for case in ALL]
+CASES = [pytest.param(*case, marks=contract(case[0]) if case in PAIRWISE else pytest.mark.nightly) for case in ALL]
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def test_ids_equal_generate(tmp_path, name, drafter, kind, batch, mode):
         assert model.ea_layer.noncontiguous > 0
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=contract(name)) for name in ARCHITECTURES])
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_handed_to_the_head_equal_an_uncached_forward(tmp_path, name, kind):
     base = base_model(name)

@@ -50,6 +50,7 @@ def test_a_first_difference_is_a_near_tie(tmp_path, name, dtype):
     assert compared == 8 and differing <= compared
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("base", [10000.0, 500.0])
 def test_contract_rotary_embedding_rotates_halves_by_the_configured_base(tmp_path, base):
     rope = {"rope_type": "default", "rope_theta": base}

@@ -40,7 +40,7 @@ class EaModel(Facade, nn.Module):
 
     Args:
         use_eagle3: None reads the kind of head from the checkpoint; True or False must agree with it.
-        base_model: a loaded causal LM; it is used as it is.
+        base_model: a loaded causal LM, or a PEFT wrapper of one; it is used as it is.
         base_model_name_or_path: where its tokenizer is.
         ea_model_path: folder or Hub id of the head.
         total_token: nodes of the draft tree, root included; -1 measures and chooses.
@@ -78,6 +78,7 @@ class EaModel(Facade, nn.Module):
             raise TypeError(f"unknown arguments {unknown}; beyond the signature: {sorted(HUB_KEYWORDS)}")
         trees = tree_config(60 if total_token == -1 else total_token, depth, top_k, threshold, tree)
         self.target = TargetModel(base_model)
+        base_model = self.target.model  # of a PEFT wrapper the causal LM inside, adapter in place
         if self.target.config.model_type not in TESTED:
             self_check(self.target)
         self.base_model = base_model

@@ -30,7 +30,7 @@ def check_ids(input_ids: Any, target: TargetModel) -> torch.Tensor:
     if ids_BS.is_floating_point() or ids_BS.dtype == torch.bool:
         raise ValueError(f"input_ids must be whole numbers, got dtype {ids_BS.dtype}")
     ids_BS = ids_BS.to(target.device, torch.int64)
-    known = target.model.get_input_embeddings().num_embeddings
+    known = target.known_tokens
     low, high = int(ids_BS.min()), int(ids_BS.max())
     if low < 0 or high >= known:
         raise ValueError(f"input_ids hold token {low if low < 0 else high}; the model knows 0 to {known - 1}")

@@ -43,9 +43,11 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
             self.lazy_initialization(key_states, value_states)
         return self.owner.write(self.keys, key_states), self.owner.write(self.values, value_states)
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int | torch.Tensor) -> tuple[int, int]:
         """Return how many slots attention sees and the first one's number."""
-        return self.owner.visible(query_length), 0
+        # Until 5.3 transformers asks with the positions [N] of the new entries. May go when that is too old.
+        entries = query_length if isinstance(query_length, int) else query_length.shape[0]
+        return self.owner.visible(entries), 0
 
     def get_seq_length(self) -> int:
         """Return the slots used by the longest row."""
@@ -54,6 +56,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         """Return the slots allocated."""
         return self.owner.capacity
+
+    get_max_cache_shape = get_max_length  # its name until 5.12; may go when that is too old
 
 
 class KVCache(Cache):  # type: ignore[misc]

@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from eagle.model.adapters import causal_lm
 from eagle.model.configs import text_config
 from eagle.model.kv_cache import KVCache
 from eagle.model.support import LayerMask, check_target, decoder, last_position, layer_masks, rope_switch
@@ -43,13 +44,14 @@ class TargetModel:
     """Prefill and verification on a base model that stays as it is.
 
     Args:
-        model: any `AutoModelForCausalLM` with softmax attention and explicit positions.
+        model: any `AutoModelForCausalLM` with softmax attention and explicit positions, or a PEFT wrapper of one.
 
     Raises:
         NotImplementedError: a tree cannot be verified exactly on this model; the message names the property.
     """
 
     def __init__(self, model: Any) -> None:
+        model = causal_lm(model)
         check_target(model)
         self.model = model
         self.config = text_config(model.config)
@@ -72,14 +74,25 @@ class TargetModel:
     @property
     def device(self) -> torch.device:
         """Where ids go in and logits come out."""
-        hook = getattr(self.model, "_hf_hook", None)
-        place = getattr(hook, "execution_device", None)
-        return torch.device(place) if place is not None else self.model.device
+        # accelerate's hooks know; under offload the weights themselves are on meta.
+        for module in (self.model, self.model.get_input_embeddings()):
+            hook = getattr(module, "_hf_hook", None)
+            for part in getattr(hook, "hooks", (hook,)):
+                if (place := getattr(part, "execution_device", None)) is not None:
+                    return torch.device(place)
+        return torch.device(self.model.device)
 
     @property
     def vocabulary(self) -> int:
         """Width of the logits."""
         return int(self.config.vocab_size)
+
+    @property
+    def known_tokens(self) -> int:
+        """Rows of the input embeddings, whatever an adapter or a quantiser made of them."""
+        table = self.model.get_input_embeddings()
+        rows = getattr(table, "num_embeddings", None)
+        return int(rows if rows is not None else table.weight.shape[0])
 
     def new_cache(self, batch: int, capacity: int, pads: Sequence[int], bucket: bool = False) -> KVCache:
         """Return an empty cache for this model."""
