@@ -41,7 +41,7 @@ FIELDS: dict[str, Any] = {
     r"keep_window_size|index_block_size": 4,
     r"floor_scale": 300,
     r"index_topk_blocks": 2,
-    r"use_sliding_window|is_decoder|causal": True,
+    r"use_sliding_window|causal": True,
     r"max_window_layers": 1,
     r"bos_token_id": 1,
     r"eos_token_id": 2,
@@ -50,6 +50,12 @@ FIELDS: dict[str, Any] = {
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 ALTERNATING = (["sliding_attention", "full_attention"] * LAYERS)[:LAYERS]
 ATTENTION_ONLY = ({"full_attention"}, {"sliding_attention"}, {"full_attention", "sliding_attention"})
+# Encoders that attend in one direction only when told so; published causal ones are.
+ENCODERS = (
+    *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+    *("reformer", "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+)
 # Types that need more than small numbers to be built, or to show what sets them apart.
 OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
@@ -83,6 +89,8 @@ def fields(cls: type[PreTrainedConfig]) -> dict[str, Any]:
     chosen = {name: value for name in names for pattern, value in FIELDS.items() if re.fullmatch(pattern, name)}
     if "kv_lora_rank" in chosen:
         chosen["num_key_value_heads"] = 4  # MLA: one key and value per head
+    if cls.model_type in ENCODERS:
+        chosen["is_decoder"] = True
     chosen |= OVERRIDES.get(cls.model_type, {})
     parts = {key for key in cls.sub_configs if key not in chosen}
     default = cls() if parts else None

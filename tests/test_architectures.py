@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from verdicts import PAGE, Verdict, assert_exact, build, parse, refusal, render
 
 from eagle.model.diagnosis import diagnose
-from eagle.model.selfcheck import TESTED
+from eagle.model.selfcheck import TESTED, self_check
 from eagle.model.support import check_target
 from eagle.model.target import TargetModel
 from eagle.model.tree import from_parents
@@ -89,7 +89,6 @@ def test_features_of_layers_that_share_keys_reach_the_head_for_every_prompt_toke
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("bert", {"is_decoder": False}, "attends in both directions"),
         ("big_bird", {"is_decoder": True}, "attends to blocks of slots"),
         ("openai-gpt", {}, "takes no past_key_values"),
         ("hrm_text", {}, "no list of 32 decoder layers"),
@@ -104,6 +103,20 @@ def test_a_refusal_names_the_property_it_tested(name, fields, message):
     with pytest.raises(NotImplementedError, match=message):
         check_target(base)
         TargetModel(base)
+
+
+@pytest.mark.parametrize("name", ["bert", "rembert"])
+def test_a_model_that_looks_ahead_is_refused(name):
+    config = tiny_config(name)
+    config.is_decoder = False
+    with pytest.raises(NotImplementedError, match=r"both directions: later tokens change its logits by \d"):
+        self_check(TargetModel(AutoModelForCausalLM.from_config(config).eval()))
+
+
+def test_a_causal_model_may_leave_is_decoder_false(tmp_path):
+    base = tiny_model("gpt_neox")
+    assert base.config.is_decoder is False
+    assert_exact(base, tmp_path, "greedy", 1)
 
 
 def test_a_decoder_is_found_where_get_decoder_returns_something_else():

@@ -20,7 +20,7 @@ from eagle.model.selfcheck import Probe, self_check
 from eagle.model.support import LayerMask
 from eagle.model.target import TargetModel
 
-NAMES = ["properties", "own cache", "tree", "padded rows", "commit", "features", "ids"]
+NAMES = ["properties", "causal", "own cache", "tree", "padded rows", "commit", "features", "ids"]
 
 
 def failed(report):

@@ -74,7 +74,7 @@ def refusal(base: Any) -> Verdict | None:
         self_check(TargetModel(base))
     except NotImplementedError as refused:
         words = str(refused).replace(type(base).__name__, "…")
-        return Verdict("refused", re.sub(r" by \S+ where rounding explains \S+", "", words))
+        return Verdict("refused", re.sub(r" by [^\s;]+ where rounding explains [^\s;]+", "", words))
     return None
 
 

@@ -81,6 +81,8 @@ def _checks(model: Any, taps: Taps) -> list[Check]:
     probe = Probe(target, _prompt(target))
     checks = [Check("properties", True, f"{len(target.layers)} layers, {_windows(target, probe.prompt)}")]
     try:
+        ahead = probe.lookahead()
+        checks.append(Check("causal", ahead.is_rounding, f"later tokens change logits by {ahead}"))
         padded, committed = probe.committed_rows()
         answers = {
             "own cache": probe.own_cache(),

@@ -99,8 +99,6 @@ def check_target(model: Any) -> None:
         raise NotImplementedError(f"{name}.forward takes no past_key_values: there is no cache for a tree")
     if not hasattr(config, "hidden_size"):
         raise NotImplementedError(f"{name} has no hidden_size: it is no single stack of decoder layers over tokens")
-    if getattr(config, "is_decoder", True) is False:
-        raise NotImplementedError(f"{name} attends in both directions (config.is_decoder is False)")
     if getattr(config, "attention_type", None) == "block_sparse":
         raise NotImplementedError(f"{name} attends to blocks of slots (config.attention_type is 'block_sparse')")
     if getattr(config, "alibi", False):
