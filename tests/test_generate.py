@@ -20,6 +20,8 @@ from transformers import (
 )
 from transformers.generation import GenerateDecoderOnlyOutput
 
+pytestmark = pytest.mark.contract
+
 
 class Counting(LogitsProcessor):
     """Keeps state: what it does depends on how often it was asked, and it works in place."""

@@ -13,6 +13,7 @@ from test_drafted_trees import check_every_step, generation
 from eagle import Prefix
 from eagle.model.decoding import decode
 
+pytestmark = pytest.mark.contract
 KINDS = ("eagle", "eagle3")
 S = 12
 

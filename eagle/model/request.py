@@ -147,6 +147,8 @@ def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any])
     if mode not in MODES:
         raise NotImplementedError(f"{mode.value} is not supported: eagle decodes greedily or samples")
     ids_RS, mask_RS = prepared.ids_RS, prepared.inputs.get("attention_mask")
+    if mask_RS is not None and bool(mask_RS.all()):
+        mask_RS = None
     sampler = _sampler(prepared, target, arguments.get("generator"))
     limit, eos, criteria = _ends(prepared.criteria)
     limit = max(limit, ids_RS.shape[1] + 1)  # criteria are asked after a token, never before the first
