@@ -6,12 +6,14 @@ compare them with an uncached forward.
 """
 
 import random
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from eagle.model.configs import TreeConfig
+from eagle.model.drafter import Drafter
 from eagle.model.tree import DraftTree, from_parents
 
 
@@ -93,6 +95,24 @@ class ScriptedDrafter(nn.Module):
             order.append(node)
             free |= {child for child, parent in enumerate(parents) if parent == node}
         return order
+
+
+@contextmanager
+def answering(drafter: Drafter, answer: list[int], seed: int = 0):
+    """Let a real drafter, which reads features as ever, propose a known answer of one row meanwhile."""
+    script = ScriptedDrafter(torch.tensor([answer]), max(answer) + 1, 0, nodes=drafter.tree.nodes, seed=seed)
+
+    def draft(state, root):
+        drafter._feed(state)
+        tokens, parents = (torch.tensor([part]) for part in script._row(0, state.cache.lengths[0]))
+        tokens[:, 0] = root
+        return from_parents(tokens, parents, torch.zeros(tokens.shape), script.tree.levels)
+
+    drafter.draft = draft
+    try:
+        yield
+    finally:
+        del drafter.draft
 
 
 def is_tree(tree: DraftTree, row: int = 0) -> bool:

@@ -61,6 +61,14 @@ def test_an_unknown_keyword_is_never_swallowed(model):
             method(torch.tensor(IDS), tempersture=0.5)
 
 
+@pytest.mark.parametrize("name", ["token_type_ids", "output_router_logits", "labels"])
+def test_inputs_of_a_model_s_own_are_refused(tmp_path, name):
+    """A tree has no place for them; `generate` would pass them to the model."""
+    model = ea_model(tmp_path, "gpt2" if name == "token_type_ids" else "llama")
+    with pytest.raises(NotImplementedError, match=rf"\['{name}'\] are not supported"):
+        model.generate(torch.tensor(IDS), **{name: torch.zeros(1, 4, dtype=torch.int64)})
+
+
 def test_unknown_arguments_of_the_constructor_are_refused(tmp_path):
     with pytest.raises(TypeError, match="trees"):
         ea_model(tmp_path, trees="static")

@@ -11,19 +11,20 @@ import eagle
 
 ROOT = Path(eagle.__file__).parent
 RANKS = {
-    **dict.fromkeys(["choices", "tree", "stats", "kv_cache", "sampling"], 0),
+    **dict.fromkeys(["choices", "tree", "stats", "kv_cache", "sampling", "facade"], 0),
     "configs": 0.5,
     **dict.fromkeys(["verify", "head", "support", "rows", "reference", "adapters"], 1),
     "checkpoint": 1.5,
     "target": 2,
     "drafter": 2,
     "loading": 2,
-    "prefix": 2.5,
+    **dict.fromkeys(["prefix", "inputs"], 2.5),
     "decoding": 3,
     "request": 3,
     "output": 3.5,
     "autotree": 3,
     "selfcheck": 3,
+    "diagnosis": 3.5,
     "ea_model": 4,
 }
 EDGES = ("train", "evaluation", "application", "ge_data")

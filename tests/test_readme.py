@@ -17,8 +17,8 @@ from eagle import EaModel
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def code_blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def test_the_two_commands_are_make_targets():
@@ -40,6 +40,20 @@ def test_the_snippet_runs_as_written():
     )
     assert done.returncode == 0, done.stderr
     assert "τ" in done.stdout
+
+
+def test_the_page_on_generate_runs_as_written_and_prints_what_it_says():
+    page = (ROOT / "docs" / "generate.md").read_text(encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(code_blocks("python", page))],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    for printed in code_blocks("text", page):
+        assert printed in done.stdout
 
 
 def migration_names() -> list[str]:

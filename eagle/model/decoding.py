@@ -131,8 +131,10 @@ class Generation:
         acceptance, walked, tokens = self._accept(tree, output.logits_BNV)
         # A row keeps its root and what it emitted but the last token, which is the next root. Rows that had ended
         # stay where they are; plain decoding moves them along, because `generate` keeps rows in step.
-        idle = max(map(len, tokens)) if self.request.in_step else 1 if self.drafter is None else 0
+        idle = 1 if self.drafter is None else 0
         counts = [len(new) or idle for new in tokens]
+        if self.request.in_step:
+            counts = [max(counts)] * len(counts)
         in_place = all(p[:c] == list(range(c)) for p, c in zip(walked.paths, counts, strict=True))
         self.cache.commit(acceptance.path_BA, counts, in_place)
         self.roots_B = acceptance.next_token_B

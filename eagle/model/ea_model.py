@@ -16,13 +16,16 @@ from eagle.model.autotree import fastest_tree
 from eagle.model.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights
 from eagle.model.configs import tapped_layers, tree_config
 from eagle.model.decoding import Generation
+from eagle.model.diagnosis import Report, diagnose
 from eagle.model.drafter import Drafter
+from eagle.model.facade import Facade
 from eagle.model.head import EagleHead
+from eagle.model.inputs import check_ids
 from eagle.model.loading import load_base, load_tokenizer
 from eagle.model.output import collected, steps
 from eagle.model.prefix import Prefix
 from eagle.model.reference import Call, reference_signature, without_defaults
-from eagle.model.request import check_ids, prepare, reusable
+from eagle.model.request import prepare, reusable
 from eagle.model.selfcheck import TESTED, self_check
 from eagle.model.stats import GenerationStats
 from eagle.model.target import Taps, TargetModel
@@ -32,7 +35,7 @@ logger = logging.getLogger(__name__)
 TOKENIZER_KEYWORDS = (*HUB_KEYWORDS, "trust_remote_code")
 
 
-class EaModel(nn.Module):
+class EaModel(Facade, nn.Module):
     """A base model and its draft head behind the reference's interface.
 
     Args:
@@ -160,6 +163,10 @@ class EaModel(nn.Module):
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.base_model_name_or_path, **self._tokenizer_options)
         return self._tokenizer
+
+    def self_check(self) -> Report:
+        """Check on this very model, in seconds, that trees are verified exactly; the report says why not."""
+        return diagnose(self.base_model, self._taps)
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the base model's tokenizer."""

@@ -9,6 +9,7 @@ Shapes: B prompts, R rows (B times `num_return_sequences`), S prompt tokens.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ from transformers import (
     StopStringCriteria,
 )
 from transformers.generation.configuration_utils import GenerationMode
+from transformers.utils import TransformersKwargs
 
+from eagle.model.inputs import check_ids, check_mask, check_positions
 from eagle.model.prefix import Prefix
 from eagle.model.rows import Request
 from eagle.model.sampling import Noise, Sampler
@@ -35,7 +38,8 @@ REFUSED = {
     "assistant_model": "the draft head is the assistant",
     "assistant_tokenizer": "the draft head is the assistant",
     "custom_generate": "it would replace the decoding that eagle does",
-    "synced_gpus": "a model sharded by FSDP or ZeRO-3 is not supported",
+    "synced_gpus": "the shards of FSDP or ZeRO-3 would have to draft in step",
+    "is_assistant": "it marks a model that drafts for another",
     "inputs_embeds": "the draft head reads token ids; pass input_ids",
     "past_key_values": "eagle keeps caches of its own; pass reuse_prefix=True to continue a conversation",
     "position_ids": "positions follow from attention_mask",
@@ -46,8 +50,8 @@ REFUSED = {
 MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
 # Cache kinds that give the same ids as the plain one; eagle's own cache stands in for them.
 CACHES = (None, "dynamic", "dynamic_full", "static", "hybrid", "sliding_window", "hybrid_chunked")
-# What preparation adds to the model's inputs by itself.
-PREPARED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
+# Inputs of the model that change nothing else than what eagle prepares itself.
+INPUTS = {"input_ids", "attention_mask", "use_cache", "logits_to_keep"}
 # Criteria that judge every row by itself.
 ROW_BY_ROW = (MaxTimeCriteria, StopStringCriteria)
 
@@ -80,21 +84,20 @@ def prepare(
     Args:
         base: the model whose `generate` prepares.
         target: the same model, to decode with.
-        arguments: of `generate`, by name; None counts as not given.
+        arguments: of `generate`, by name; None overrides a default, as it does there.
         tokenizer: gives the tokenizer where stop strings need one.
 
     Raises:
         ValueError: naming the argument, its value and the allowed range.
         NotImplementedError: something `generate` can do and eagle cannot, and why.
     """
-    given = {name: value for name, value in arguments.items() if value is not None and name not in OWN}
+    given = {name: value for name, value in arguments.items() if name not in OWN}
     _refuse(given, base)
-    ids = _check_inputs(given, target)
-    _check_mask(given, ids, target, base)
-    strings = _default(given, base, "stop_strings") if "stop_strings" not in arguments else given.get("stop_strings")
-    # Preparation knows no tokenizer: the criterion is added below.
-    keywords = {**given, "stop_strings": None} if _default(given, base, "stop_strings") else given
-    prepared: Prepared = base.generate(**keywords, custom_generate=_catch)
+    _check_inputs(given, target, base)
+    strings = _default(given, base, "stop_strings")
+    if strings:
+        given["stop_strings"] = None  # preparation knows no tokenizer: the criterion is added below
+    prepared: Prepared = base.generate(**{**given, "custom_generate": _catch})
     if strings:
         own = arguments.get("tokenizer")
         prepared.criteria.append(StopStringCriteria(own if own is not None else tokenizer(), strings))
@@ -123,11 +126,18 @@ def _default(given: dict[str, Any], base: Any, name: str) -> Any:
 
 def _refuse(given: dict[str, Any], base: Any) -> None:
     for name, reason in REFUSED.items():
-        if _default(given, base, name) not in (None, False):
+        value = _default(given, base, name)
+        if value is not None and value is not False:
             raise NotImplementedError(f"{name} is not supported: {reason}")
     cache = _default(given, base, "cache_implementation")
     if cache not in CACHES:
         raise NotImplementedError(f"cache_implementation={cache!r} is not supported, use one of {CACHES}")
+    # Names that nobody knows are left to `generate`, which says so.
+    model_inputs = set(signature(base.forward).parameters) | set(TransformersKwargs.__optional_keys__)
+    settings = set(vars(GenerationConfig())) | set(signature(base.generate).parameters) | INPUTS
+    foreign = sorted(name for name in model_inputs - settings if given.get(name) is not None)
+    if foreign:
+        raise NotImplementedError(f"{foreign} are not supported: eagle hands a model nothing but tokens")
 
 
 def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any]) -> Request:
@@ -136,14 +146,13 @@ def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any])
     mode = config.get_generation_mode()
     if mode not in MODES:
         raise NotImplementedError(f"{mode.value} is not supported: eagle decodes greedily or samples")
-    foreign = sorted(name for name in set(prepared.inputs) - PREPARED if prepared.inputs[name] is not None)
-    if foreign:
-        raise NotImplementedError(f"{foreign} are not supported: eagle hands a model nothing but tokens")
     ids_RS, mask_RS = prepared.ids_RS, prepared.inputs.get("attention_mask")
+    if mask_RS is not None and bool(mask_RS.all()):
+        mask_RS = None  # transformers 5.0 prepares a mask of ones where nothing is padded
     sampler = _sampler(prepared, target, arguments.get("generator"))
     limit, eos, criteria = _ends(prepared.criteria)
     limit = max(limit, ids_RS.shape[1] + 1)  # criteria are asked after a token, never before the first
-    _check_positions(limit, ids_RS, mask_RS, target)
+    check_positions(limit, ids_RS, mask_RS, target)
     chunk = _first(arguments.get("prefill_chunk"), config.prefill_chunk_size, PREFILL_CHUNK)
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"prefill_chunk={chunk!r} must be a whole number, 1 or more")
@@ -214,77 +223,18 @@ def reusable(arguments: dict[str, Any], request: Request, own: Prefix) -> Prefix
     return own if wanted is True else wanted
 
 
-def _check_inputs(given: dict[str, Any], target: TargetModel) -> torch.Tensor | None:
-    """Check prompt ids and move them to the target; None where `generate` is to begin with its BOS."""
-    if "inputs" in given and "input_ids" in given:
+def _check_inputs(given: dict[str, Any], target: TargetModel, base: Any) -> None:
+    """Check prompt and mask, given or inferred, and move them to the target; without a prompt it begins with BOS."""
+    named = [name for name in ("inputs", "input_ids") if given.get(name) is not None]
+    if len(named) > 1:
         raise ValueError("inputs and input_ids name the same thing: pass one of them")
-    name = "inputs" if "inputs" in given else "input_ids"
-    if name not in given:
-        return None
-    given[name] = check_ids(given[name], target)
-    return given[name]
-
-
-def check_ids(input_ids: Any, target: TargetModel) -> torch.Tensor:
-    """Return prompt ids [B, S] on the target, int64, from a tensor or nested lists.
-
-    Raises:
-        ValueError: no rows of one length, no token, no whole numbers, or ids the model does not know.
-    """
-    try:
-        ids_BS = torch.as_tensor(input_ids)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"input_ids must be a tensor or rows of one length, got {type(input_ids).__name__} "
-            f"(of a tokenizer's result, pass `.input_ids`): {error}"
-        ) from error
-    if ids_BS.ndim != 2 or ids_BS.numel() == 0:
-        raise ValueError(
-            f"input_ids must have shape [batch, prompt] with at least one token, got {tuple(ids_BS.shape)}"
-        )
-    if ids_BS.is_floating_point() or ids_BS.dtype == torch.bool:
-        raise ValueError(f"input_ids must be whole numbers, got dtype {ids_BS.dtype}")
-    ids_BS = ids_BS.to(target.device, torch.int64)
-    known = target.known_tokens
-    low, high = int(ids_BS.min()), int(ids_BS.max())
-    if low < 0 or high >= known:
-        raise ValueError(f"input_ids hold token {low if low < 0 else high}; the model knows 0 to {known - 1}")
-    return ids_BS
-
-
-def _check_mask(given: dict[str, Any], ids_BS: torch.Tensor | None, target: TargetModel, base: Any) -> None:
-    """Check the mask, or the one that `generate` will infer from pad ids, and move it to the target."""
-    mask = given.get("attention_mask")
-    if ids_BS is None:
+    if not named:
         return
-    if mask is None:
-        pad, ends = _default(given, base, "pad_token_id"), _default(given, base, "eos_token_id")
-        eos = ends if isinstance(ends, list | tuple) else [ends]
-        if pad is None or pad in eos or not bool((ids_BS == pad).any()):
-            return
-        mask = ids_BS != pad
-    mask_BS = torch.as_tensor(mask).to(ids_BS.device)
-    if mask_BS.shape != ids_BS.shape:
-        raise ValueError(f"attention_mask has shape {tuple(mask_BS.shape)}, input_ids {tuple(ids_BS.shape)}")
-    if not bool(((mask_BS == 0) | (mask_BS == 1)).all()):
-        raise ValueError("attention_mask must hold only 0 (pad) and 1 (token)")
-    mask_BS = mask_BS.long()
-    if bool((mask_BS[:, 1:] < mask_BS[:, :-1]).any()):
-        raise ValueError(
-            "pads stand after tokens; pad on the left (tokenizer.padding_side = 'left'), or pass attention_mask "
-            "where the pad id is meant as a token"
-        )
-    if not bool(mask_BS[:, -1].all()):
-        raise ValueError("attention_mask marks a row without any token")
-    if "attention_mask" in given:
-        given["attention_mask"] = mask_BS
-
-
-def _check_positions(limit: int, ids_RS: torch.Tensor, mask_RS: torch.Tensor | None, target: TargetModel) -> None:
-    positions, prompt = target.last_position, ids_RS.shape[1]
-    pads = 0 if mask_RS is None else int((mask_RS == 0).sum(-1).min())
-    if positions is None or limit - pads <= positions:
+    ids_BS = given[named[0]] = check_ids(given[named[0]], target)
+    if given.get("attention_mask") is not None:
+        given["attention_mask"] = check_mask(given["attention_mask"], ids_BS)
         return
-    room = positions - prompt + pads
-    remedy = f"use max_new_tokens={room} or less" if room > 0 else "shorten the prompt"
-    raise ValueError(f"prompt and new tokens make {limit - pads} tokens, the model has {positions} positions: {remedy}")
+    # What preparation will infer: pads are what carries the pad id, unless that ends rows too.
+    pad, ends = _default(given, base, "pad_token_id"), _default(given, base, "eos_token_id")
+    if pad is not None and pad not in (ends if isinstance(ends, list | tuple) else [ends]):
+        check_mask(ids_BS != pad, ids_BS)

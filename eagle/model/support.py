@@ -1,6 +1,6 @@
 """What a target must be like for a tree to be verified exactly; anything else is refused by property, in words.
 
-Reads a loaded model from outside: where its decoder layers are, which masks its layers want, which rotary embedding
+Reads a loaded model from outside: where its decoder is, which masks its layers want, which rotary embedding
 depends on the whole forward. Knows nothing of trees or caches.
 """
 
@@ -15,6 +15,8 @@ from eagle.model.configs import text_config
 
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 ATTENTION = ("sdpa", "eager")
+# Slots kept free before a scale that counts slots, and so the largest tree on such a target.
+TREE_SLOTS = 256
 
 
 @dataclass(frozen=True)
@@ -27,30 +29,56 @@ class LayerMask:
 
 @dataclass(frozen=True)
 class RopeSwitch:
-    """A rotary embedding whose frequencies depend on the largest position of the forward.
+    """Where attention begins to depend on more than a token's own position.
+
+    Either the rotary frequencies follow the largest position of the forward, or queries are scaled by slot.
 
     Attributes:
-        position: first position at which the frequencies change.
-        plain_beyond: they change with every further position, so only single tokens can be decoded there.
+        position: first position at which that shows.
+        plain_beyond: it changes with every further position, so only single tokens can be decoded there.
         recompute: transformers recomputes the whole cache when the switch is crossed.
+        nodes: most nodes of a tree that stays before the switch, where slots count; None where positions do.
     """
 
     position: int
     plain_beyond: bool
     recompute: bool
+    nodes: int | None = None
 
 
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """Return the decoder layers of a causal LM.
+@dataclass(frozen=True)
+class Decoder:
+    """The module that runs a causal LM's decoder layers, final norm included, and those layers."""
+
+    module: nn.Module
+    layers: nn.ModuleList
+
+
+def decoder(model: Any) -> Decoder:
+    """Find the decoder of a causal LM: the outermost module that directly holds its list of layers.
+
+    `get_decoder()` alone is not enough: for some models it returns the output matrix or the causal LM itself.
 
     Raises:
-        NotImplementedError: no list of `num_hidden_layers` layers sits directly in the decoder.
+        NotImplementedError: no module holds a list of as many layers as the configuration counts.
     """
-    count = text_config(model.config).num_hidden_layers
-    for child in model.get_decoder().children():
-        if isinstance(child, nn.ModuleList) and len(child) == count:
-            return child
-    raise NotImplementedError(f"{type(model).__name__}: its decoder holds no list of {count} decoder layers")
+    config = text_config(model.config)
+    # Two caches per layer: `num_hidden_layers` counts caches there, `num_layers` layers.
+    counts = [count for key in ("num_hidden_layers", "num_layers") if (count := getattr(config, key, None)) is not None]
+    for count in counts:
+        for top in (model.get_decoder(), model):
+            found = [
+                (name.count("."), Decoder(module, child))
+                for name, module in top.named_modules()
+                for child in module.children()
+                if isinstance(child, nn.ModuleList) and len(child) == count
+            ]
+            if found:
+                return min(found, key=lambda pair: pair[0] if pair[1].module is not top else -1)[1]
+    raise NotImplementedError(
+        f"{type(model).__name__} has no list of {' or '.join(map(str, counts)) or 'any count of'} decoder layers "
+        "that run once each"
+    )
 
 
 def check_target(model: Any) -> None:
@@ -67,6 +95,16 @@ def check_target(model: Any) -> None:
         raise NotImplementedError(
             f"{name}.forward takes no position_ids, so siblings in a tree cannot share a position"
         )
+    if "past_key_values" not in parameters:
+        raise NotImplementedError(f"{name}.forward takes no past_key_values: there is no cache for a tree")
+    if not hasattr(config, "hidden_size"):
+        raise NotImplementedError(f"{name} has no hidden_size: it is no single stack of decoder layers over tokens")
+    # Some causal models of transformers 5.0 (gpt_neox) say is_decoder=False too; their attention says is_causal.
+    causal = any(getattr(module, "is_causal", False) for module in model.modules())
+    if getattr(config, "is_decoder", True) is False and not causal:
+        raise NotImplementedError(f"{name} attends in both directions (config.is_decoder is False)")
+    if getattr(config, "attention_type", None) == "block_sparse":
+        raise NotImplementedError(f"{name} attends to blocks of slots (config.attention_type is 'block_sparse')")
     if getattr(config, "alibi", False):
         raise NotImplementedError(f"{name} uses ALiBi (config.alibi): its biases count slots, not tree depths")
     if model.config._attn_implementation not in ATTENTION:
@@ -100,8 +138,11 @@ def layer_masks(config: PreTrainedConfig) -> LayerMask | dict[str, LayerMask]:
 
 
 def rope_switch(model: Any) -> RopeSwitch | None:
-    """Return where the rotary frequencies depend on the whole forward, or None where they never do."""
+    """Return where attention depends on the whole forward, or None where it never does."""
     config = text_config(model.config)
+    if getattr(config, "attn_temperature_tuning", False) and hasattr(config, "floor_scale"):
+        # Queries are scaled by slot, in steps of `floor_scale`; the first step's scale is 1.
+        return RopeSwitch(max(0, int(config.floor_scale) - TREE_SLOTS), True, False, TREE_SLOTS)
     parameters = getattr(config, "rope_parameters", None) or {}
     # One dict, or one per layer type.
     kinds = [parameters] if "rope_type" in parameters else [p for p in parameters.values() if isinstance(p, dict)]
@@ -118,6 +159,6 @@ def rope_switch(model: Any) -> RopeSwitch | None:
 def last_position(model: Any) -> int | None:
     """Return how many positions the target can embed, or None where its rotary embedding grows without end."""
     switch = rope_switch(model)
-    if switch is not None and switch.plain_beyond:
+    if switch is not None and switch.plain_beyond and switch.nodes is None:
         return None
     return getattr(text_config(model.config), "max_position_embeddings", None)

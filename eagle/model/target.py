@@ -21,7 +21,7 @@ from torch import nn
 from eagle.model.adapters import causal_lm
 from eagle.model.configs import text_config
 from eagle.model.kv_cache import KVCache
-from eagle.model.support import LayerMask, check_target, decoder_layers, last_position, layer_masks, rope_switch
+from eagle.model.support import LayerMask, check_target, decoder, last_position, layer_masks, rope_switch
 from eagle.model.tree import DraftTree
 
 PREFILL_CHUNK = 1024
@@ -55,10 +55,15 @@ class TargetModel:
         check_target(model)
         self.model = model
         self.config = text_config(model.config)
-        self.layers = decoder_layers(model)
+        self.decoder = decoder(model)
+        self.layers = self.decoder.layers
+        # Some layers attend twice and keep two caches.
+        self.cached_layers = max(len(self.layers), getattr(self.config, "num_hidden_layers", 0))
         self.rope_switch = rope_switch(model)
         self.last_position = last_position(model)
         self._masks = layer_masks(self.config)
+        # Layers that share keys and values may run on the positions whose logits are kept alone, and so do the taps.
+        self._slices_layers = bool(getattr(self.config, "num_kv_shared_layers", 0))
         self._keeps_logits = "logits_to_keep" in inspect.signature(type(model).forward).parameters
 
     @property
@@ -91,7 +96,7 @@ class TargetModel:
 
     def new_cache(self, batch: int, capacity: int, pads: Sequence[int], bucket: bool = False) -> KVCache:
         """Return an empty cache for this model."""
-        return KVCache(len(self.layers), batch, capacity, pads, bucket)
+        return KVCache(self.cached_layers, batch, capacity, pads, bucket)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the input embeddings of token ids."""
@@ -150,7 +155,14 @@ class TargetModel:
 
     @torch.no_grad()
     def verify(self, tree: DraftTree, cache: KVCache, taps: Taps) -> TargetOutput:
-        """Run all nodes of the tree in one forward; the cache is written, not committed."""
+        """Run all nodes of the tree in one forward; the cache is written, not committed.
+
+        Raises:
+            ValueError: the tree is larger than a target that counts slots allows.
+        """
+        most = self.rope_switch.nodes if self.rope_switch is not None else None
+        if most is not None and tree.size > most:
+            raise ValueError(f"total_token={tree.size} must be at most {most} on {type(self.model).__name__}")
         roots = [length - pad for length, pad in zip(cache.lengths, cache.pads, strict=True)]
         positions_BN = tree.depths_BN + torch.tensor(roots, device=tree.depths_BN.device)[:, None]
         mask: Any
@@ -203,7 +215,8 @@ class TargetModel:
         taps: Taps,
         last_only: bool = False,
     ) -> TargetOutput:
-        extra = {"logits_to_keep": 1} if last_only and self._keeps_logits else {}
+        keep_one = last_only and self._keeps_logits and not (taps is not None and self._slices_layers)
+        extra = {"logits_to_keep": 1} if keep_one else {}
         with self.tapped(taps) as caught:
             output = self.model(
                 input_ids=ids_BN,
@@ -213,7 +226,10 @@ class TargetModel:
                 use_cache=True,
                 **extra,
             )
-        return TargetOutput(output.logits, self.joined(caught, taps) if taps is not None else None)
+        features_BNF = self.joined(caught, taps) if taps is not None else None
+        if features_BNF is not None and features_BNF.shape[:2] != ids_BN.shape:
+            raise RuntimeError(f"features of shape {tuple(features_BNF.shape)} for ids of shape {tuple(ids_BN.shape)}")
+        return TargetOutput(output.logits, features_BNF)
 
     def joined(self, caught: dict[int, torch.Tensor], taps: Taps) -> torch.Tensor:
         """Return the features [B, N, F] of one tapped forward."""
@@ -244,7 +260,7 @@ class TargetModel:
         self.lock.acquire()
         try:
             if taps == "last":
-                handles.append(self.model.get_decoder().register_forward_hook(catch_output))
+                handles.append(self.decoder.module.register_forward_hook(catch_output))
             for index in taps if isinstance(taps, tuple) else ():
                 handles.append(self.layers[index].register_forward_pre_hook(catch_input(index), with_kwargs=True))
             yield caught
