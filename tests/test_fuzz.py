@@ -8,10 +8,10 @@ from tempfile import mkdtemp
 import pytest
 import torch
 from architectures import VOCABULARY
-from contract import small_base
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from pairs import ea_model
+from same_call import small_base
 from scripted import ScriptedDrafter
 from test_generate import Counting, SumCriterion, Together
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from architectures import VOCABULARY, base_model, prompts
-from contract import EOS, MAKE, NEW, OMITTED, both, small_base
 from pairs import ea_model
 from references import generate_ids
+from same_call import EOS, MAKE, NEW, OMITTED, both, small_base
 from scripted import ScriptedDrafter
 from transformers import (
     GenerationConfig,

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import VOCABULARY, prompts
-from contract import MAKE, both, made, small_base
 from pairs import ea_model
+from same_call import MAKE, both, made, small_base
 from test_streaming import Log, tokenizer
 from transformers import (
     CompileConfig,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract import both, small_base
 from pairs import ea_model
+from same_call import both, small_base
 from scripted import ScriptedDrafter
 from transformers import (
     AsyncTextIteratorStreamer,

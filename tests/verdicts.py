@@ -90,16 +90,26 @@ def endless(base: Any):
 
 
 def assert_exact(
-    base: Any, folder: Path, mode: str, batch: int, *, prompt: int = 9, new: int = NEW, least: float = 2.0
+    base: Any,
+    folder: Path,
+    mode: str,
+    batch: int,
+    *,
+    prompt: int = 9,
+    new: int = NEW,
+    least: float = 2.0,
+    fresh: Any = None,
 ) -> EaModel:
     """Assert that ids under the scripted drafter equal `generate`'s while at least `least` tokens come per forward.
 
-    Unless less is asked for, drafts must also have been accepted out of the order they were written in.
+    Unless less is asked for, drafts must also have been accepted out of the order they were written in. `fresh` is
+    the model that `generate` runs on, where a run leaves traces.
     """
+    reference = base if fresh is None else fresh
     ids, mask = prompts(base, batch, prompt)
     sampled = mode == "sampled"
-    with endless(base):
-        expected = generate_ids(base, ids, mask, new, *((3,) if sampled else ()), **SAMPLING)
+    with endless(base), endless(reference):
+        expected = generate_ids(reference, ids, mask, new, *((3,) if sampled else ()), **SAMPLING)
         model = ea_model(folder, base, "eagle")
         model.ea_layer = ScriptedDrafter(expected, VOCABULARY, ids.shape[1], ())
         torch.manual_seed(3)

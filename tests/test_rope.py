@@ -1,0 +1,74 @@
+"""Every kind of rotary embedding, before, at and behind the position where its frequencies change."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from architectures import SMALL
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from verdicts import assert_exact
+
+from eagle.model.diagnosis import diagnose
+from eagle.model.support import rope_switch
+
+SWITCH = 32
+FACTORS = {"short_factor": [1.0] * 4, "long_factor": [2.0, 4.0, 6.0, 8.0]}
+BEFORE = {"original_max_position_embeddings": SWITCH}
+KINDS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "yarn": {"factor": 4.0, **BEFORE},
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **BEFORE},
+    "longrope": {**FACTORS, **BEFORE},
+    "proportional": {"partial_rotary_factor": 0.5},
+}
+
+
+def rotary_model(kind: str) -> Any:
+    """Return a fresh tiny llama: a dynamic embedding keeps the longest sequence it has seen."""
+    rope = {"rope_type": kind, "rope_theta": 10000.0, **KINDS[kind]}
+    positions = SWITCH if kind == "dynamic" else 256
+    fields = {**SMALL, "num_hidden_layers": 2, "max_position_embeddings": positions, "rope_parameters": rope}
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **fields), dtype=torch.float32).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim >= 2:
+                weight.normal_(0.0, 1.5 / weight.shape[-1] ** 0.5)
+    return model
+
+
+PROMPTS = [9, SWITCH - 1, SWITCH, SWITCH + 1, SWITCH + 9]
+
+
+def cases():
+    """Return every kind, batch and prompt; kinds without a switch meet most prompts at night."""
+    for kind, batch, prompt in itertools.product(KINDS, (1, 3), PROMPTS):
+        is_daily = kind in ("dynamic", "longrope") or (batch, prompt) in ((1, 9), (3, SWITCH + 1))
+        yield pytest.param(kind, batch, prompt, marks=() if is_daily else pytest.mark.nightly)
+
+
+@pytest.mark.parametrize(("kind", "batch", "prompt"), cases())
+def test_ids_equal_generate_across_the_switch(tmp_path, kind, batch, prompt):
+    mode = "greedy" if prompt % 2 else "sampled"
+    base, fresh = rotary_model(kind), rotary_model(kind)
+    switch = rope_switch(base)
+    # Behind a switch a batch is decoded plainly, and so is everything where each new position moves all others.
+    is_drafted = switch is None or (batch == 1 and (prompt == 9 or not switch.plain_beyond))
+    least = 2.0 if is_drafted and kind != "dynamic" else 1.0
+    model = assert_exact(base, tmp_path, mode, batch, prompt=prompt, new=40, least=least, fresh=fresh)
+    assert (model.stats.acceptance_length > 1) == is_drafted
+
+
+def test_no_kind_is_left_out():
+    assert set(KINDS) == {"default", *ROPE_INIT_FUNCTIONS}
+    assert {kind for kind in KINDS if rope_switch(rotary_model(kind)) is not None} == {"dynamic", "longrope"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_diagnosis_stays_before_the_switch(kind):
+    report = diagnose(rotary_model(kind))
+    assert report.passed, str(report)
