@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from architectures import ARCHITECTURES, LONGROPE_SWITCH, VOCABULARY, base_model, prompts
-from oldest import contract
+from contract import contract
 from pairs import ea_model
 from references import generate_ids, uncached_features
 from scripted import ScriptedDrafter
