@@ -76,6 +76,7 @@ def test_after_a_stop_inside_an_accepted_path(tmp_path, kind, end, seed):
     assert torch.equal(running.rows.ids(), generate_ids(model.base_model, second, torch.ones_like(second), 14))
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_fifth_turn_of_a_chat_runs_only_its_own_tokens(tmp_path, kind):
     model = ea_model(tmp_path, "llama", kind)

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, T
 from eagle import EaModel
 from eagle.model.checkpoint import save_head
 
-NEW = 25
+NEW = 20
 SAMPLING = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}
 # Weights are quantised, products are fp32: the tree changes nothing but the order of sums.
 EXACT = {
@@ -104,7 +104,7 @@ class Unsure(ScriptedDrafter):
 def test_a_first_difference_is_a_near_tie_where_activations_are_rounded(tmp_path, scheme):
     base = quantised(scheme)
     model = ea_model(tmp_path, base)
-    prompt = torch.randint(3, VOCABULARY, (4, 1, 8), generator=torch.Generator().manual_seed(0))
+    prompt = torch.randint(3, VOCABULARY, (3, 1, 8), generator=torch.Generator().manual_seed(0))
     plain = [generate_ids(base, ids, torch.ones_like(ids), NEW) for ids in prompt]
     assert torch.equal(model.naivegenerate(prompt[0], max_new_tokens=NEW), plain[0])
     floor = max(noise_floor(base, ids) for ids in plain)

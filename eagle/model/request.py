@@ -148,7 +148,7 @@ def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any])
         raise NotImplementedError(f"{mode.value} is not supported: eagle decodes greedily or samples")
     ids_RS, mask_RS = prepared.ids_RS, prepared.inputs.get("attention_mask")
     if mask_RS is not None and bool(mask_RS.all()):
-        mask_RS = None
+        mask_RS = None  # transformers 5.0 prepares a mask of ones where nothing is padded
     sampler = _sampler(prepared, target, arguments.get("generator"))
     limit, eos, criteria = _ends(prepared.criteria)
     limit = max(limit, ids_RS.shape[1] + 1)  # criteria are asked after a token, never before the first
