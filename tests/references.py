@@ -1,5 +1,6 @@
 """What transformers itself says: reference ids, uncached features."""
 
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,3 +31,14 @@ def uncached_features(base: Any, ids: torch.Tensor, taps: Any) -> torch.Tensor:
     if taps == "last":
         return states[-1][0]
     return torch.cat([states[layer] for layer in taps], -1)[0]
+
+
+@contextmanager
+def ends_at(base, eos):
+    """Give the base other end-of-sequence ids for a while."""
+    before = base.generation_config.eos_token_id
+    base.generation_config.eos_token_id = eos
+    try:
+        yield
+    finally:
+        base.generation_config.eos_token_id = before

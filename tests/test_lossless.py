@@ -1,14 +1,13 @@
 """Greedy and seeded sampled ids equal `transformers.generate`'s in fp32, whatever drafts and however well."""
 
 import itertools
-from contextlib import contextmanager
 
 import pytest
 import torch
 from architectures import ARCHITECTURES, LONGROPE_SWITCH, VOCABULARY, base_model, prompts
 from contract import contract
 from pairs import ea_model
-from references import generate_ids, uncached_features
+from references import ends_at, generate_ids, uncached_features
 from scripted import ScriptedDrafter
 from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
@@ -32,17 +31,6 @@ PAIRWISE = {
     )
 }
 CASES = [pytest.param(*case, marks=contract(case[0]) if case in PAIRWISE else pytest.mark.nightly) for case in ALL]
-
-
-@contextmanager
-def ends_at(base, eos):
-    """Give the base other end-of-sequence ids for a while."""
-    before = base.generation_config.eos_token_id
-    base.generation_config.eos_token_id = eos
-    try:
-        yield
-    finally:
-        base.generation_config.eos_token_id = before
 
 
 def run(model, ids, mask, mode, new=NEW):

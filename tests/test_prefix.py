@@ -6,7 +6,7 @@ import pytest
 import torch
 from architectures import LONGROPE_SWITCH, base_model, prompts
 from pairs import ea_model
-from references import generate_ids
+from references import ends_at, generate_ids
 from scripted import answering
 from test_drafted_trees import check_every_step, generation
 
@@ -54,9 +54,8 @@ def test_after_a_stop_inside_an_accepted_path(tmp_path, kind, end, seed):
     """What stays behind is exactly what was emitted but the last token, in the target and in the head."""
     model = ea_model(tmp_path, "llama", kind)
     ids, mask = prompts(model.base_model, 1, S, seed)
-    eos, model.base_model.generation_config.eos_token_id = model.base_model.generation_config.eos_token_id, None
-    answer = generate_ids(model.base_model, ids, mask, 40, seed)[0].tolist()
-    model.base_model.generation_config.eos_token_id = eos
+    with ends_at(model.base_model, None):
+        answer = generate_ids(model.base_model, ids, mask, 40, seed)[0].tolist()
     places = [p for p in range(S + 6, len(answer) - 5) if answer[p] not in answer[S:p]]
     stop = places[0]
     arguments = {"eos_token_id": answer[stop] if end == "eos" else None}

@@ -127,14 +127,19 @@ def test_a_streamer_is_given_what_generate_gives_it(model, batch):
     assert len(logs[0].given) > 10
 
 
-def test_an_iterator_in_another_thread_gets_the_text(model):
-    want, _ = both(model, **call())
-    streamer = TextIteratorStreamer(tokenizer(), skip_prompt=True, timeout=60)
+def speaking(model, streamer) -> threading.Thread:
     arguments = call(streamer=streamer)
     ids = arguments.pop("ids")
     del arguments["mask"]
     thread = threading.Thread(target=model.generate, args=(ids,), kwargs=arguments)
     thread.start()
+    return thread
+
+
+def test_an_iterator_in_another_thread_gets_the_text(model):
+    want, _ = both(model, **call())
+    streamer = TextIteratorStreamer(tokenizer(), skip_prompt=True, timeout=60)
+    thread = speaking(model, streamer)
     pieces = list(streamer)
     thread.join()
     assert "".join(pieces) == spoken(want) and len(pieces) > 10
@@ -145,11 +150,7 @@ def test_an_asynchronous_iterator_gets_the_text(model):
 
     async def collect():
         streamer = AsyncTextIteratorStreamer(tokenizer(), skip_prompt=True, timeout=60)
-        arguments = call(streamer=streamer)
-        ids = arguments.pop("ids")
-        del arguments["mask"]
-        thread = threading.Thread(target=model.generate, args=(ids,), kwargs=arguments)
-        thread.start()
+        thread = speaking(model, streamer)
         pieces = [piece async for piece in streamer]
         thread.join()
         return pieces

@@ -11,7 +11,6 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import argparse
 import re
 import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from architectures import prompts
 from census import NAMES, VOCABULARY, tiny_model
 from huggingface_hub.errors import StrictDataclassError
 from pairs import ea_model
-from references import generate_ids
+from references import ends_at, generate_ids
 from scripted import ScriptedDrafter
 from tqdm import tqdm
 
@@ -78,17 +77,6 @@ def refusal(base: Any) -> Verdict | None:
     return None
 
 
-@contextmanager
-def endless(base: Any):
-    """Let generation run to its limit."""
-    before = base.generation_config.eos_token_id
-    base.generation_config.eos_token_id = None
-    try:
-        yield
-    finally:
-        base.generation_config.eos_token_id = before
-
-
 def assert_exact(
     base: Any,
     folder: Path,
@@ -108,7 +96,7 @@ def assert_exact(
     reference = base if fresh is None else fresh
     ids, mask = prompts(base, batch, prompt)
     sampled = mode == "sampled"
-    with endless(base), endless(reference):
+    with ends_at(base, None), ends_at(reference, None):
         expected = generate_ids(reference, ids, mask, new, *((3,) if sampled else ()), **SAMPLING)
         model = ea_model(folder, base, "eagle")
         model.ea_layer = ScriptedDrafter(expected, VOCABULARY, ids.shape[1], ())
