@@ -153,9 +153,6 @@ def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any])
     limit, eos, criteria = _ends(prepared.criteria)
     limit = max(limit, ids_RS.shape[1] + 1)  # criteria are asked after a token, never before the first
     check_positions(limit, ids_RS, mask_RS, target)
-    chunk = _first(arguments.get("prefill_chunk"), config.prefill_chunk_size, PREFILL_CHUNK)
-    if not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"prefill_chunk={chunk!r} must be a whole number, 1 or more")
     keeps_scores, keeps_logits = (
         bool(config.return_dict_in_generate and wanted) for wanted in (config.output_scores, config.output_logits)
     )
@@ -176,14 +173,18 @@ def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any])
         in_step=in_step,
         keeps_scores=keeps_scores,
         keeps_logits=keeps_logits,
-        prefill_chunk=chunk,
+        prefill_chunk=_prefill_chunk(arguments, config),
         returns_dict=bool(config.return_dict_in_generate),
         streamer=arguments.get("streamer"),
     )
 
 
-def _first(*values: Any) -> Any:
-    return next(value for value in values if value is not None)
+def _prefill_chunk(arguments: dict[str, Any], config: GenerationConfig) -> int:
+    asked = (arguments.get("prefill_chunk"), config.prefill_chunk_size, PREFILL_CHUNK)
+    chunk = next(value for value in asked if value is not None)
+    if not isinstance(chunk, int) or chunk < 1:
+        raise ValueError(f"prefill_chunk={chunk!r} must be a whole number, 1 or more")
+    return chunk
 
 
 def _sampler(prepared: Prepared, target: TargetModel, generator: torch.Generator | None) -> Sampler:
