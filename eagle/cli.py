@@ -13,9 +13,9 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check in seconds whether a base model, and a head, are supported")
     doctor.add_argument("--base", required=True, help="folder or Hub id of the base model")
     doctor.add_argument("--ea-model-path", help="folder or Hub id of its draft head")
-    doctor.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    doctor.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     doctor.add_argument("--device-map", help="auto, cpu, cuda, …")
-    doctor.add_argument("--attn-implementation", help="sdpa or eager")
+    doctor.add_argument("--attn-implementation", choices=("sdpa", "eager"))
     doctor.add_argument("--trust-remote-code", action="store_true")
     doctor.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
@@ -24,10 +24,9 @@ def parser() -> argparse.ArgumentParser:
 def doctor(args: argparse.Namespace) -> int:
     """Load the model, run every check, print the report; return 0 where all passed."""
     # Imported here: --help must not wait for torch.
-    from transformers import AutoModelForCausalLM
-
     from eagle.model.diagnosis import Check, Report, diagnose
     from eagle.model.ea_model import EaModel
+    from eagle.model.loading import load_base
 
     wanted = {"device_map": args.device_map, "attn_implementation": args.attn_implementation}
     options = {"dtype": args.dtype, **{name: value for name, value in wanted.items() if value is not None}}
@@ -35,11 +34,11 @@ def doctor(args: argparse.Namespace) -> int:
         options["trust_remote_code"] = True
     try:
         if args.ea_model_path is None:
-            report = diagnose(AutoModelForCausalLM.from_pretrained(args.base, **options))
+            report = diagnose(load_base(args.base, options))
         else:
             model = EaModel.from_pretrained(base_model_path=args.base, ea_model_path=args.ea_model_path, **options)
             report = model.self_check()
-    except (NotImplementedError, ValueError, OSError) as refusal:
+    except (NotImplementedError, ImportError, ValueError, OSError) as refusal:
         report = Report(args.base, (Check("loading", False, str(refusal)),), 0.0)
     if args.json:
         print(json.dumps({**dataclasses.asdict(report), "passed": report.passed}))

@@ -35,9 +35,15 @@ CALLS = {
     "negative temperature": ({"input_ids": IDS, "temperature": -0.5}, "temperature=-0.5 must be 0"),
     "top_p above one": ({"input_ids": IDS, "temperature": 1.0, "top_p": 1.5}, r"top_p=1.5 must lie in \[0, 1\]"),
     "broken top_k": ({"input_ids": IDS, "temperature": 1.0, "top_k": 2.5}, "top_k=2.5 must be a whole number"),
+    "no temperature": ({"input_ids": IDS, "temperature": None}, "temperature=None must be a number"),
+    "two sets of settings": ({"input_ids": IDS, "do_sample": True}, r"\['do_sample'\] would overrule .* use generate"),
+    "no generator": ({"input_ids": IDS, "temperature": 1.0, "generator": 5}, "generator=5 must be a torch.Generator"),
     "mask shape": ({"input_ids": IDS, "attention_mask": torch.ones(1, 3)}, r"shape \(1, 3\), input_ids \(1, 4\)"),
     "mask values": ({"input_ids": IDS, "attention_mask": torch.tensor([[0, 1, 1, 0.5]])}, "only 0 .pad. and 1"),
-    "pads in the middle": ({"input_ids": [[5, 0, 6]]}, "pad on the left .* or pass attention_mask"),
+    "pads in the middle": (
+        {"input_ids": [[5, 0, 6]]},
+        "first at row 0, place 1; pad on the left .* or pass attention_mask",
+    ),
     "ragged rows": ({"input_ids": [[5, 6], [7]]}, "rows of one length, got list"),
     "a whole encoding": ({"input_ids": {"input_ids": IDS}}, r"got dict \(of a tokenizer's result, pass `.input_ids`"),
     "broken max_new_tokens": ({"input_ids": IDS, "max_new_tokens": 4.5}, "max_new_tokens=4.5 must be a whole number"),
@@ -119,6 +125,12 @@ def test_an_impossible_tree_is_refused(tmp_path, option):
 def test_an_impossible_tree_is_refused_before_the_base_is_loaded(tmp_path):
     with pytest.raises(ValueError, match="depth=-1"):
         EaModel.from_pretrained(base_model_path="no/base", ea_model_path="no/head", depth=-1)
+
+
+def test_a_missing_base_is_called_missing(tmp_path):
+    save_head(random_head(base_model("llama"), "eagle"), tmp_path)
+    with pytest.raises(FileNotFoundError, match="'/no/base' is neither a folder nor a Hub repository id"):
+        EaModel.from_pretrained(base_model_path="/no/base", ea_model_path=str(tmp_path))
 
 
 @pytest.mark.parametrize("flag", [True, False])

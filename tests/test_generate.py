@@ -218,6 +218,24 @@ def test_settings_come_from_the_call_then_the_config_then_the_model(model):
         model.base_model.generation_config = before
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("extras", [{}, {"output_scores": True, "return_dict_in_generate": True}])
+def test_inside_inference_mode(model, batch, extras):
+    """Tensors made in there cannot be written outside, where steps run."""
+    ids, mask = prompts(model.base_model, batch)
+    with torch.inference_mode():
+        want, got = both(model, ids, mask, do_sample=True, **extras)
+        assert torch.equal(ids_of(got), ids_of(want))
+
+
+@pytest.mark.parametrize("name", ["eos_token_id", "pad_token_id"])
+def test_special_tokens_may_be_tensors(model, name):
+    ids = prompts(model.base_model, 1)[0]
+    value = torch.tensor([12, 65]) if name == "eos_token_id" else torch.tensor(88)
+    want, got = both(model, ids, None, **{name: value})
+    assert torch.equal(got, want)
+
+
 def test_without_a_prompt_it_begins_with_bos(model):
     torch.manual_seed(0)
     want = model.base_model.generate(max_new_tokens=6)

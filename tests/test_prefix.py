@@ -1,5 +1,7 @@
 """A call that begins with what an earlier one left behind: same ids, same trees, less work."""
 
+import copy
+import pickle
 import threading
 
 import pytest
@@ -150,6 +152,36 @@ def test_keys_of_one_side_of_a_rotary_switch_never_serve_the_other(tmp_path):
     longer = torch.cat([said, prompts(model.base_model, 1, 10, seed=3)[0]], 1)
     assert torch.equal(first_call(model, longer), generate_ids(model.base_model, longer, torch.ones_like(longer), 10))
     assert model.stats.prefilled_tokens == longer.shape[1]
+
+
+@pytest.mark.parametrize("change", ["dtype", "autocast"])
+def test_keys_of_another_dtype_are_never_reused(tmp_path, change):
+    model = copy.deepcopy(ea_model(tmp_path))
+    ids = prompts(model.base_model, 1, S)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=change == "autocast"):
+        first_call(model, ids)
+    if change == "dtype":
+        model.to(torch.float64)
+    said = first_call(model, ids)
+    assert model.stats.prefilled_tokens == S
+    assert torch.equal(said, generate_ids(model.base_model, ids, torch.ones_like(ids), 10))
+
+
+def test_an_older_call_never_replaces_what_a_newer_one_left(tmp_path):
+    model, prefix = ea_model(tmp_path), Prefix()
+    ids = prompts(model.base_model, 1, S)[0]
+    stream = model.ea_generate(ids, max_new_tokens=9, reuse_prefix=prefix)
+    next(stream)
+    longer = model.eagenerate(torch.cat([ids, ids], 1), max_new_tokens=9, reuse_prefix=prefix)
+    stream.close()
+    assert len(prefix) == longer.shape[1] - 1
+
+
+def test_a_model_is_pickled_without_its_conversations(tmp_path):
+    prefix = Prefix()
+    model = ea_model(tmp_path)
+    model.generate(prompts(model.base_model, 1, S)[0], max_new_tokens=4, reuse_prefix=prefix)
+    assert len(prefix) > 0 and len(pickle.loads(pickle.dumps(prefix))) == len(copy.copy(prefix)) == 0
 
 
 @pytest.mark.parametrize("batch", [2, 1])

@@ -79,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--max-new-token", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--total-token", type=int, default=12)
+    parser.add_argument("--depth", type=int, default=4)
+    parser.add_argument("--top-k", type=int, default=4)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--json", type=Path, default=None, help="also write everything here")
     return parser
@@ -86,12 +89,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and report."""
-    args = parser().parse_args(argv)
+    options = parser()
+    args = options.parse_args(argv)
     for name in ("turns", "max_new_token", "rounds"):
         if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}={getattr(args, name)} must be at least 1")
-    options = {"total_token": 12, "depth": 4, "top_k": 4, "dtype": getattr(torch, args.dtype)}
-    model = EaModel.from_pretrained(None, args.base_model_path, args.ea_model_path, **options).eval()
+            options.error(f"--{name.replace('_', '-')}={getattr(args, name)} must be at least 1")
+    tree = {"total_token": args.total_token, "depth": args.depth, "top_k": args.top_k}
+    paths = (args.base_model_path, args.ea_model_path)
+    model = EaModel.from_pretrained(None, *paths, **tree, dtype=getattr(torch, args.dtype)).eval()
     texts = read_prompts(args.prompts, model.tokenizer, args.turns)
     turns, equal = measure(model, texts, args.max_new_token, args.rounds)
     sys.stdout.write(f"{table(turns)}\nids equal: {'yes' if equal else 'no'}\n")

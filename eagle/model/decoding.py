@@ -7,9 +7,10 @@ Shapes: B rows still in the batch, R rows the call began with, S prompt tokens, 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -49,6 +50,7 @@ class Generation:
         self.running = list(range(len(request.ids_RS)))
         self.stats = GenerationStats()
         self.roots_B = torch.empty(0, dtype=torch.int64)
+        self._turn = 0
         self._start()
 
     def _start(self) -> None:
@@ -66,7 +68,9 @@ class Generation:
 
     def _resume(self) -> None:
         """Begin with what the prefix holds of this prompt instead of empty caches."""
-        left = self.prefix.take(self.target, self.drafter) if self.prefix is not None else None
+        if self.prefix is None:
+            return
+        self._turn, left = self.prefix.take(self.target, self.drafter)
         if left is None:
             return
         kept = left.shared(self.request.ids_RS[0].tolist(), self.target.rope_switch)
@@ -82,7 +86,7 @@ class Generation:
         """Hand the caches to the next call that begins with the same tokens."""
         if self.prefix is not None:
             ids = self.rows.ids()[0, : self.cache.lengths[0]].tolist()
-            self.prefix.leave(Left(ids, self.target, self.cache, self.drafter, self.draft_state))
+            self.prefix.leave(Left(ids, self.target, self.cache, self.drafter, self.draft_state), self._turn)
 
     def prefill(self) -> DecodeStep:
         """Run the prompt and pick the first token of every row."""
@@ -206,11 +210,7 @@ class Generation:
             sampler.noise.forget_before(soonest - 1)
         if self.request.is_watched:
             groups = [list(range(len(running)))] if self.request.in_step else [[index] for index in active]
-
-            def pick(group: Sequence[int], logits_GV: torch.Tensor, level: int) -> tuple[list[int], bool]:
-                return self._pick([running[i] for i in group], logits_GV, [positions[i] + level for i in group])
-
-            acceptance = accept_stepwise(tree, logits_BNV, groups, pick)
+            acceptance = accept_stepwise(tree, logits_BNV, groups, partial(self._pick, positions))
             walked = acceptance.read()
         else:
             acceptance = accept(tree, logits_BNV, sampler, positions, running)
@@ -218,9 +218,15 @@ class Generation:
             self._push_all(walked, active)
         return acceptance, walked, [rows.new[row][start:] for row, start in zip(running, before, strict=True)]
 
-    def _pick(self, rows: Sequence[int], logits_GV: torch.Tensor, positions: Sequence[int]) -> tuple[list[int], bool]:
-        """Run the body of `generate`'s loop for rows that go in step."""
-        request = self.request
+    def _pick(
+        self, first: Sequence[int], group: Sequence[int], logits_GV: torch.Tensor, level: int
+    ) -> tuple[list[int], bool]:
+        """Run the body of `generate`'s loop for places of the running batch that go in step.
+
+        `first` numbers the first new token of every place; this one is `level` further.
+        """
+        request, rows = self.request, [self.running[index] for index in group]
+        positions = [first[index] + level for index in group]
         row = rows[0] if len(rows) < len(self.rows.new) else None
         scores_GV = request.sampler.scores(logits_GV, self.rows.prefix(rows), row)
         if request.keeps_scores:
@@ -265,26 +271,23 @@ class Generation:
 
 
 @contextmanager
-def _alone(target: TargetModel) -> Iterator[None]:
-    """Hold other threads off the base model, and gradients off this one, for one step.
-
-    A step's tensors outlive a caller's `inference_mode`, in which they would freeze.
-    """
-    with target.lock, torch.inference_mode(False), torch.no_grad():
+def without_gradients() -> Iterator[None]:
+    """Hold off gradients; what is made here outlives a caller's `inference_mode`, in which it would freeze."""
+    with torch.inference_mode(False), torch.no_grad():
         yield
 
 
-def decode(generation: Generation) -> Iterator[DecodeStep]:
+def decode(generation: Generation) -> Generator[DecodeStep, None, None]:
     """Yield the first tokens, then one step after another until every row has ended."""
     is_whole = False  # whether the last step ran to its end, so that the caches can serve another call
     try:
-        with _alone(generation.target):
+        with generation.target.lock, without_gradients():
             step = generation.prefill()
         is_whole = True
         yield step
         while not generation.is_done:
             is_whole = False
-            with _alone(generation.target):
+            with generation.target.lock, without_gradients():
                 step = generation.step()
             is_whole = True
             yield step

@@ -51,7 +51,8 @@ class Report:
     def __str__(self) -> str:
         """Return one line per check and one with the verdict."""
         lines = [f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.detail}" for check in self.checks]
-        verdict = "trees are verified exactly" if self.passed else "not supported as it is"
+        loaded = not any(check.name == "loading" for check in self.checks)
+        verdict = "trees are verified exactly" if self.passed else f"not {'supported as it is' if loaded else 'loaded'}"
         return "\n".join([*lines, f"{self.model}: {verdict} ({self.seconds:.1f} s)"])
 
 

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from eagle.model.autotree import fastest_tree
 from eagle.model.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights
 from eagle.model.configs import tapped_layers, tree_config
-from eagle.model.decoding import Generation
+from eagle.model.decoding import Generation, without_gradients
 from eagle.model.diagnosis import Report, diagnose
 from eagle.model.drafter import Drafter
 from eagle.model.facade import Facade
@@ -280,9 +280,10 @@ class EaModel(Facade, nn.Module):
 
     def _prepared(self, drafter: Drafter | None, base: Any, arguments: dict[str, Any]) -> Generation:
         """Check a call and allocate its caches; nothing has run yet."""
-        request = prepare(base, self.target, arguments, lambda: self.tokenizer)
-        prefix = reusable(arguments, request, self.prefix)
-        generation = Generation(self.target, drafter, request, self._taps, prefix)
+        with without_gradients():
+            request = prepare(base, self.target, arguments, lambda: self.tokenizer)
+            prefix = reusable(arguments, request, self.prefix)
+            generation = Generation(self.target, drafter, request, self._taps, prefix)
         self.stats = generation.stats
         return generation
 

@@ -51,12 +51,17 @@ def check_mask(attention_mask: Any, ids_BS: torch.Tensor) -> torch.Tensor:
     mask_BS = mask_BS.long()
     if bool((mask_BS[:, 1:] < mask_BS[:, :-1]).any()):
         raise ValueError(
-            "pads stand after tokens; pad on the left (tokenizer.padding_side = 'left'), or pass attention_mask "
-            "where the pad id is meant as a token"
+            f"pads stand after tokens, first at {_hole(mask_BS)}; pad on the left (tokenizer.padding_side = 'left'), "
+            "or pass attention_mask where the pad id is meant as a token"
         )
     if not bool(mask_BS[:, -1].all()):
         raise ValueError("attention_mask marks a row without any token")
     return mask_BS
+
+
+def _hole(mask_BS: torch.Tensor) -> str:
+    row, place = (mask_BS[:, 1:] < mask_BS[:, :-1]).nonzero()[0].tolist()
+    return f"row {row}, place {place + 1}"
 
 
 def check_positions(limit: int, ids_RS: torch.Tensor, mask_RS: torch.Tensor | None, target: TargetModel) -> None:

@@ -12,7 +12,14 @@ logger = logging.getLogger(__name__)
 
 
 def load_base(path: str, kwargs: dict[str, Any]) -> Any:
-    """Load the base model with sdpa or eager attention; translate arguments that transformers 5 dropped."""
+    """Load the base model with sdpa or eager attention; translate arguments that transformers 5 dropped.
+
+    Raises:
+        FileNotFoundError: the path is neither a folder nor a Hub id.
+        ValueError: an attention implementation that cannot carry a tree.
+    """
+    if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise FileNotFoundError(f"{path!r} is neither a folder nor a Hub repository id")
     kwargs = dict(kwargs)
     wanted = kwargs.get("attn_implementation")
     if wanted is not None and wanted not in ATTENTION:

@@ -1,6 +1,7 @@
 """What a caller gets: tokens for a streamer while they come, ids or a `generate` output at the end."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import zip_longest
 from typing import Any
 
@@ -18,10 +19,11 @@ def steps(generation: Generation) -> Iterator[DecodeStep]:
         yield from decode(generation)
         return
     request.streamer.put(request.ids_RS.cpu())
-    for step in decode(generation):
-        for tokens in zip_longest(*step.tokens, fillvalue=request.pad):
-            request.streamer.put(torch.tensor(tokens))
-        yield step
+    with closing(decode(generation)) as decoded:  # a streamer may raise
+        for step in decoded:
+            for tokens in zip_longest(*step.tokens, fillvalue=request.pad):
+                request.streamer.put(torch.tensor(tokens))
+            yield step
     request.streamer.end()
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+import torch
+
 from eagle.model.drafter import Drafter, DraftState
 from eagle.model.kv_cache import KVCache
 from eagle.model.support import RopeSwitch
@@ -46,6 +48,13 @@ class Left:
         return max(0, sum(1 for _ in same) - 1)
 
 
+def _circumstances(target: TargetModel) -> tuple[Any, ...]:
+    """Return what must be the same for old keys to stand beside new ones: dtype, device, autocast."""
+    kind = target.device.type
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return target.model.dtype, target.device, autocast
+
+
 class Prefix:
     """One conversation's caches, handed from call to call.
 
@@ -54,27 +63,33 @@ class Prefix:
 
     def __init__(self) -> None:
         self._left: Left | None = None
+        self._made: tuple[Any, ...] = ()
+        self._turn = 0  # calls that have taken; only the newest may leave something
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Return how many tokens are held."""
         return len(self._left.ids) if self._left is not None else 0
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Prefix":
-        return Prefix()
+    def __reduce__(self) -> tuple[type["Prefix"], tuple[()]]:
+        """Copy and pickle as an empty one."""
+        return Prefix, ()
 
-    def take(self, target: TargetModel, drafter: Drafter | None) -> Left | None:
-        """Empty the prefix and return what it held, if it is of use to this target and drafter."""
+    def take(self, target: TargetModel, drafter: Drafter | None) -> tuple[int, Left | None]:
+        """Empty the prefix; return the number of this turn, and what was held if target and drafter can use it."""
         with self._lock:
             left, self._left = self._left, None
+            self._turn += 1
+            turn, made = self._turn, self._made
         if left is None or left.target is not target or (drafter is not None and left.drafter is not drafter):
-            return None
-        return left
+            return turn, None
+        return turn, left if made == _circumstances(target) else None
 
-    def leave(self, left: Left) -> None:
-        """Keep what a call left behind."""
+    def leave(self, left: Left, turn: int) -> None:
+        """Keep what a call left behind, unless a newer one has begun."""
         with self._lock:
-            self._left = left
+            if turn == self._turn:
+                self._left, self._made = left, _circumstances(left.target)
 
     def clear(self) -> None:
         """Free the memory."""

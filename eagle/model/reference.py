@@ -7,13 +7,14 @@ base model's own generation defaults do not count, but for its end-of-sequence a
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 T = TypeVar("T")
 GREEDY_BELOW = 1e-5
+OWNED = {"inputs", "generation_config", "do_sample"}  # what the method's own arguments decide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,12 @@ class Call:
     extras: dict[str, Any]
 
     def __post_init__(self) -> None:
+        clash = sorted(OWNED & set(self.extras))
+        if clash:
+            raise ValueError(f"{clash} would overrule the arguments of this method: use generate()")
+        for name in ("temperature", "top_p", "top_k"):
+            if not isinstance(getattr(self, name), Real):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a number")
         if not self.temperature >= 0:
             raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or more")
         if not (self.top_k >= 0 and float(self.top_k).is_integer()):

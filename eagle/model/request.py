@@ -53,7 +53,7 @@ CACHES = (None, "dynamic", "dynamic_full", "static", "hybrid", "sliding_window",
 # Inputs of the model that change nothing else than what eagle prepares itself.
 INPUTS = {"input_ids", "attention_mask", "use_cache", "logits_to_keep"}
 # Criteria that judge every row by itself.
-ROW_BY_ROW = (MaxTimeCriteria, StopStringCriteria)
+ROW_CRITERIA = (MaxTimeCriteria, StopStringCriteria)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any])
     keeps_scores, keeps_logits = (
         bool(config.return_dict_in_generate and wanted) for wanted in (config.output_scores, config.output_logits)
     )
-    together = [c for c in criteria if type(c) not in ROW_BY_ROW]
+    together = [c for c in criteria if type(c) not in ROW_CRITERIA]
     watchers = arguments.get("streamer") is not None or keeps_scores or keeps_logits or together
     pads_ended = any(hasattr(c, "eos_token_id") for c in prepared.criteria) or not criteria
     in_step = len(ids_RS) > 1 and bool(watchers or not pads_ended or not sampler.is_row_by_row)
@@ -182,12 +182,14 @@ def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any])
 def _prefill_chunk(arguments: dict[str, Any], config: GenerationConfig) -> int:
     asked = (arguments.get("prefill_chunk"), config.prefill_chunk_size, PREFILL_CHUNK)
     chunk = next(value for value in asked if value is not None)
-    if not isinstance(chunk, int) or chunk < 1:
+    if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1:
         raise ValueError(f"prefill_chunk={chunk!r} must be a whole number, 1 or more")
     return chunk
 
 
 def _sampler(prepared: Prepared, target: TargetModel, generator: torch.Generator | None) -> Sampler:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"generator={generator!r} must be a torch.Generator")
     if generator is not None and generator.device.type != target.device.type:
         raise ValueError(f"generator is on {generator.device}, the model on {target.device}: they must agree")
     if not prepared.config.do_sample:
@@ -220,7 +222,8 @@ def reusable(arguments: dict[str, Any], request: Request, own: Prefix) -> Prefix
     if wanted is not True and not isinstance(wanted, Prefix):
         raise ValueError(f"reuse_prefix={wanted!r} must be True, False or an eagle.Prefix")
     if len(request.ids_RS) > 1 or request.attention_mask_RS is not None:
-        raise ValueError(f"reuse_prefix continues one unpadded row, the call has {len(request.ids_RS)} or pads")
+        has = f"{len(request.ids_RS)} rows" if len(request.ids_RS) > 1 else "pads"
+        raise ValueError(f"reuse_prefix continues one unpadded row, the call has {has}")
     return own if wanted is True else wanted
 
 
@@ -236,6 +239,11 @@ def _check_inputs(given: dict[str, Any], target: TargetModel, base: Any) -> None
         given["attention_mask"] = check_mask(given["attention_mask"], ids_BS)
         return
     # What preparation will infer: pads are what carries the pad id, unless that ends rows too.
-    pad, ends = _default(given, base, "pad_token_id"), _default(given, base, "eos_token_id")
-    if pad is not None and pad not in (ends if isinstance(ends, list | tuple) else [ends]):
-        check_mask(ids_BS != pad, ids_BS)
+    pads, ends = (_tokens(_default(given, base, name)) for name in ("pad_token_id", "eos_token_id"))
+    if pads and not set(pads) & set(ends):
+        check_mask(~torch.isin(ids_BS, torch.tensor(pads, device=ids_BS.device)), ids_BS)
+
+
+def _tokens(value: Any) -> list[int]:
+    """Return token ids given as None, a number, a list or a tensor."""
+    return [] if value is None else torch.as_tensor(value).flatten().tolist()

@@ -52,7 +52,7 @@ STATELESS = frozenset(
     }
 )
 # Processors that treat every row of [B, L] alike, so that a batch may be walked row by row.
-ROW_BY_ROW = STATELESS | {
+ROW_PROCESSORS = STATELESS | {
     RepetitionPenaltyLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     NoBadWordsLogitsProcessor,
@@ -138,7 +138,7 @@ class Sampler:
         self.processors = processors
         self.noise = noise
         self.is_stateless = all(type(processor) in STATELESS for processor in processors)
-        self.is_row_by_row = all(type(processor) in ROW_BY_ROW for processor in processors)
+        self.is_row_by_row = all(type(processor) in ROW_PROCESSORS for processor in processors)
         self._of_row: dict[int, LogitsProcessorList] = {}
 
     def scores(
