@@ -24,6 +24,8 @@ def parser() -> argparse.ArgumentParser:
 def doctor(args: argparse.Namespace) -> int:
     """Load the model, run every check, print the report; return 0 where all passed."""
     # Imported here: --help must not wait for torch.
+    from safetensors import SafetensorError
+
     from eagle.model.diagnosis import Check, Report, diagnose
     from eagle.model.ea_model import EaModel
     from eagle.model.loading import load_base
@@ -38,8 +40,9 @@ def doctor(args: argparse.Namespace) -> int:
         else:
             model = EaModel.from_pretrained(base_model_path=args.base, ea_model_path=args.ea_model_path, **options)
             report = model.self_check()
-    except (NotImplementedError, ImportError, ValueError, OSError) as refusal:
-        report = Report(args.base, (Check("loading", False, str(refusal)),), 0.0)
+    except (ImportError, ValueError, OSError, RuntimeError, AssertionError, SafetensorError) as refusal:
+        words = str(refusal).partition("\n")[0]  # transformers goes on with a list of all it knows
+        report = Report(args.base, (Check("loading", False, words),), 0.0)
     if args.json:
         print(json.dumps({**dataclasses.asdict(report), "passed": report.passed}))
     else:

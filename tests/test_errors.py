@@ -1,5 +1,6 @@
 """Bad input gets a clear error, with the value and the allowed range, before any work starts."""
 
+import copy
 import json
 
 import pytest
@@ -65,6 +66,20 @@ def test_an_unknown_keyword_is_never_swallowed(model):
     for method in (model.generate, model.eagenerate, model.naivegenerate):
         with pytest.raises(ValueError, match=r"not used by the model: \['tempersture'\]"):
             method(torch.tensor(IDS), tempersture=0.5)
+
+
+def test_a_target_in_training_mode_with_dropout_or_checkpointing_is_refused(tmp_path):
+    fields = {"n_embd": 32, "n_layer": 7, "n_head": 4, "vocab_size": 89}
+    dropping = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **fields)).train()
+    checkpointing = copy.deepcopy(base_model("llama")).train()
+    assert ea_model(tmp_path, checkpointing).generate(torch.tensor(IDS), max_new_tokens=3).shape == (1, 7)
+    checkpointing.gradient_checkpointing_enable()
+    for base in (dropping, checkpointing):
+        model = ea_model(tmp_path, base)
+        with pytest.raises(ValueError, match=r"training mode.*call model\.eval\(\) first"):
+            model.generate(torch.tensor(IDS), max_new_tokens=3)
+        model.eval()
+        assert model.generate(torch.tensor(IDS), max_new_tokens=3).shape[1] > 4
 
 
 @pytest.mark.parametrize("name", ["token_type_ids", "output_router_logits", "labels"])

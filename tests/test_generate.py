@@ -236,6 +236,44 @@ def test_special_tokens_may_be_tensors(model, name):
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("method", ["generate", "eagenerate"])
+def test_where_nothing_can_be_sampled_it_raises_as_generate_does(model, batch, method):
+    ids, mask = prompts(model.base_model, batch)
+    arguments = {"attention_mask": mask, "suppress_tokens": list(range(VOCABULARY)), "max_new_tokens": 4}
+    with pytest.raises(RuntimeError):
+        model.base_model.generate(ids, do_sample=True, **arguments)
+    with pytest.raises(RuntimeError, match="nothing to sample from"):
+        if method == "generate":
+            model.generate(ids, do_sample=True, **arguments)
+        else:
+            model.eagenerate(ids, temperature=1.0, **arguments)
+    assert model.generate(ids[:1], max_new_tokens=3).shape[1] > ids.shape[1]
+
+
+@pytest.mark.parametrize("width", [60, 93])
+def test_a_processor_may_change_the_width_of_the_scores(model, width):
+    class Width(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            return torch.nn.functional.pad(scores, (0, width - VOCABULARY), value=-1e9)
+
+    check(model, 1, "sampled", {"logits_processor": LogitsProcessorList([Width()])})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"max_new_tokens": 3.0},
+        {"max_new_tokens": 3.5},
+        {"stopping_criteria": StoppingCriteriaList([lambda ids, scores: ids[:, -1:] % 5 == 0])},
+    ],
+)
+def test_what_generate_puts_up_with(model, arguments):
+    ids, mask = prompts(model.base_model, 1)
+    want, got = both(model, ids, mask, do_sample=False, **arguments)
+    assert torch.equal(got, want)
+
+
 def test_without_a_prompt_it_begins_with_bos(model):
     torch.manual_seed(0)
     want = model.base_model.generate(max_new_tokens=6)

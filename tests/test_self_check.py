@@ -144,3 +144,17 @@ def test_help_waits_for_nothing():
     code = "import sys; from eagle.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "doctor" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("fault", ["no folder", "corrupt weights", "encoder-decoder"])
+def test_the_doctor_says_in_one_line_what_could_not_be_loaded(tmp_path, capsys, fault):
+    base_model("llama").save_pretrained(tmp_path)
+    if fault == "corrupt weights":
+        (tmp_path / "model.safetensors").write_text("garbage")
+    if fault == "encoder-decoder":
+        AutoConfig.for_model("t5").save_pretrained(tmp_path)
+    path = tmp_path / "nothing" / "here" if fault == "no folder" else tmp_path
+    assert main(["doctor", "--base", str(path), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    (check,) = report["checks"]
+    assert check["name"] == "loading" and not report["passed"] and "\n" not in check["detail"]

@@ -37,11 +37,13 @@ class Report:
         model: class of the base model.
         checks: in the order they ran; after a refusal nothing else runs.
         seconds: wall time of all of them.
+        dtype: what the model computes in.
     """
 
     model: str
     checks: tuple[Check, ...]
     seconds: float
+    dtype: str = ""
 
     @property
     def passed(self) -> bool:
@@ -52,7 +54,9 @@ class Report:
         """Return one line per check and one with the verdict."""
         lines = [f"{'pass' if check.passed else 'FAIL'}  {check.name}: {check.detail}" for check in self.checks]
         loaded = not any(check.name == "loading" for check in self.checks)
-        verdict = "trees are verified exactly" if self.passed else f"not {'supported as it is' if loaded else 'loaded'}"
+        exactly = "exactly" if self.dtype in ("", "float32", "float64") else f"exactly but for {self.dtype} rounding"
+        passed = f"trees are verified {exactly}"
+        verdict = passed if self.passed else f"not {'supported as it is' if loaded else 'loaded'}"
         return "\n".join([*lines, f"{self.model}: {verdict} ({self.seconds:.1f} s)"])
 
 
@@ -74,7 +78,8 @@ def diagnose(model: Any, taps: Taps = None) -> Report:
         checks.append(Check("properties", False, str(refusal)))
     finally:
         model.train(was_training)
-    return Report(type(model).__name__, tuple(checks), time.perf_counter() - started)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Report(type(model).__name__, tuple(checks), time.perf_counter() - started, dtype)
 
 
 def _checks(model: Any, taps: Taps) -> list[Check]:

@@ -19,10 +19,9 @@ def check_ids(input_ids: Any, target: TargetModel) -> torch.Tensor:
     try:
         ids_BS = torch.as_tensor(input_ids)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"input_ids must be a tensor or rows of one length, got {type(input_ids).__name__} "
-            f"(of a tokenizer's result, pass `.input_ids`): {error}"
-        ) from error
+        hint = " (of a tokenizer's result, pass `.input_ids`)" if hasattr(input_ids, "keys") else ""
+        name = type(input_ids).__name__
+        raise ValueError(f"input_ids must be a tensor or rows of one length, got {name}{hint}: {error}") from error
     if ids_BS.ndim != 2 or ids_BS.numel() == 0:
         raise ValueError(
             f"input_ids must have shape [batch, prompt] with at least one token, got {tuple(ids_BS.shape)}"

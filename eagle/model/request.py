@@ -7,6 +7,7 @@ drafting.
 Shapes: B prompts, R rows (B times `num_return_sequences`), S prompt tokens.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
@@ -30,6 +31,7 @@ from eagle.model.inputs import check_ids, check_mask, check_positions
 from eagle.model.prefix import Prefix
 from eagle.model.rows import Request
 from eagle.model.sampling import Noise, Sampler
+from eagle.model.support import check_mode
 from eagle.model.target import PREFILL_CHUNK, TargetModel
 
 # Arguments of a call that transformers' preparation cannot carry or does not know.
@@ -92,13 +94,14 @@ def prepare(
         NotImplementedError: something `generate` can do and eagle cannot, and why.
     """
     given = {name: value for name, value in arguments.items() if name not in OWN}
+    check_mode(target.model)
     _refuse(given, base)
     _check_inputs(given, target, base)
     strings = _default(given, base, "stop_strings")
-    if strings:
+    if strings is not None:
         given["stop_strings"] = None  # preparation knows no tokenizer: the criterion is added below
     prepared: Prepared = base.generate(**{**given, "custom_generate": _catch})
-    if strings:
+    if strings is not None:
         own = arguments.get("tokenizer")
         prepared.criteria.append(StopStringCriteria(own if own is not None else tokenizer(), strings))
     return _request(prepared, target, arguments)
@@ -151,7 +154,7 @@ def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any])
         mask_RS = None  # transformers 5.0 prepares a mask of ones where nothing is padded
     sampler = _sampler(prepared, target, arguments.get("generator"))
     limit, eos, criteria = _ends(prepared.criteria)
-    limit = max(limit, ids_RS.shape[1] + 1)  # criteria are asked after a token, never before the first
+    limit = max(math.ceil(limit), ids_RS.shape[1] + 1)  # criteria are asked after a token, never before the first
     check_positions(limit, ids_RS, mask_RS, target)
     keeps_scores, keeps_logits = (
         bool(config.return_dict_in_generate and wanted) for wanted in (config.output_scores, config.output_logits)
@@ -198,7 +201,7 @@ def _sampler(prepared: Prepared, target: TargetModel, generator: torch.Generator
     return Sampler(prepared.processors, noise)
 
 
-def _ends(criteria: StoppingCriteriaList) -> tuple[int, frozenset[int], StoppingCriteriaList]:
+def _ends(criteria: StoppingCriteriaList) -> tuple[float, frozenset[int], StoppingCriteriaList]:
     """Return the most tokens of a row, the ids that end it, and the criteria that are neither."""
     limits = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
     ends = [c.eos_token_id for c in criteria if type(c) is EosTokenCriteria]

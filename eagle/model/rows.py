@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteriaList
 
-from eagle.model.sampling import Sampler
+from eagle.model.sampling import NO_TOKEN, Sampler
 from eagle.model.tree import DraftTree
 
 
@@ -118,7 +118,13 @@ class Rows:
         return max(map(len, self.new)) if self.request.in_step else len(self.new[row])
 
     def push(self, row: int, token: int) -> bool:
-        """Append an emitted token and tell whether the row ends with it."""
+        """Append an emitted token and tell whether the row ends with it.
+
+        Raises:
+            RuntimeError: nothing could be sampled, as `torch.multinomial` has it.
+        """
+        if token == NO_TOKEN:
+            raise RuntimeError("nothing to sample from: the scores hold inf or nan, or every token is forbidden")
         self.new[row].append(token)
         if token in self.request.eos:
             self.finished[row] = "eos"
@@ -135,9 +141,9 @@ class Rows:
         place = self.length(rows[0])
         got = [t if self.finished[r] is None else self.request.pad for r, t in zip(rows, tokens, strict=True)]
         for row, token in zip(rows, got, strict=True):
-            self._ids_RT[row, place] = token
             if self.finished[row] is None:
                 self.push(row, token)
+            self._ids_RT[row, place] = token
         # Asked even where a row has ended: a criterion sees every token, as in `generate`.
         if self.request.criteria:
             self._ask(rows)
@@ -145,7 +151,7 @@ class Rows:
 
     def _ask(self, rows: Sequence[int]) -> None:
         scores = tuple(self.scores) if self.request.keeps_scores else None
-        done = self.request.criteria(self.prefix(rows), scores).tolist()
+        done = self.request.criteria(self.prefix(rows), scores).reshape(-1).tolist()
         for row, is_done in zip(rows, done, strict=True):
             self._met[row] |= is_done
         if self.request.pads_ended or all(self._met[row] for row in rows):

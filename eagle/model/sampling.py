@@ -36,6 +36,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+NO_TOKEN = -1
 # Processors that read nothing but the scores: they can run on any node, any number of times, in any order.
 STATELESS = frozenset(
     {
@@ -86,10 +87,13 @@ class Noise:
         self._states: OrderedDict[int, torch.Tensor] = OrderedDict()
         self._next = 0
 
-    def at(self, positions: Sequence[int], rows: Sequence[int]) -> torch.Tensor:
-        """Return [B, V]: for each running row its noise at the given new-token number (0 is the first)."""
+    def at(self, positions: Sequence[int], rows: Sequence[int], width: int | None = None) -> torch.Tensor:
+        """Return [B, V]: for each running row its noise at the given new-token number (0 is the first).
+
+        `width` replaces V where a processor has made the scores wider or narrower.
+        """
         while self._next <= max(positions):
-            noise_RV = torch.empty(self._shape, device=self._device)
+            noise_RV = torch.empty(self._shape[0], width or self._shape[1], device=self._device)
             self._drawn[self._next] = noise_RV.exponential_(1, generator=self._generator)
             self._states[self._next] = self._state()
             self._next += 1
@@ -159,7 +163,7 @@ class Sampler:
         return processors(prefix_BL, scores_BV.clone())
 
     def choose(self, scores_BV: torch.Tensor, positions: Sequence[int], rows: Sequence[int]) -> torch.Tensor:
-        """Return one token [B] per row.
+        """Return one token [B] per row, `NO_TOKEN` where the scores are no distribution.
 
         Args:
             scores_BV: processed scores.
@@ -168,7 +172,10 @@ class Sampler:
         """
         if self.noise is None:
             return scores_BV.argmax(-1)
-        return (scores_BV.softmax(-1) / self.noise.at(positions, rows)).argmax(-1)
+        ratio_BV = scores_BV.softmax(-1) / self.noise.at(positions, rows, scores_BV.shape[-1])
+        token_B = ratio_BV.argmax(-1)
+        # NaN counts as largest, so no distribution shows at the picked token; the host reads -1 and raises.
+        return torch.where(ratio_BV.gather(-1, token_B[:, None])[:, 0].isnan(), NO_TOKEN, token_B)
 
     def _processors_of(self, row: int) -> LogitsProcessorList:
         """Return the processors with what they hold per row of the batch cut down to one row."""

@@ -115,6 +115,23 @@ def check_target(model: Any) -> None:
     layer_masks(config)
 
 
+def check_mode(model: Any) -> None:
+    """Refuse a model that computes differently every time.
+
+    Raises:
+        ValueError: it is in training mode, with dropout or gradient checkpointing.
+    """
+    if not model.training:
+        return
+    rates = [value for key, value in text_config(model.config).to_dict().items() if key.endswith(("dropout", "pdrop"))]
+    rates += [module.p for module in model.modules() if isinstance(module, nn.Dropout) and module.training]
+    if any(isinstance(rate, float) and rate > 0 for rate in rates) or model.is_gradient_checkpointing:
+        raise ValueError(
+            "the base model is in training mode, where dropout or gradient checkpointing make every forward another: "
+            "call model.eval() first"
+        )
+
+
 def layer_masks(config: PreTrainedConfig) -> LayerMask | dict[str, LayerMask]:
     """Return the mask all layers share, or one per layer type for models that take a dict of masks.
 

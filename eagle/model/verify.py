@@ -49,7 +49,8 @@ class Acceptance:
     @property
     def next_token_B(self) -> torch.Tensor:
         """The bonus token, the next tree's root."""
-        return self.tokens_BA.gather(1, self.n_accepted_B[:, None])[:, 0]
+        # A row that has ended may have nothing to pick from, and goes on with any token.
+        return self.tokens_BA.gather(1, self.n_accepted_B[:, None])[:, 0].clamp(min=0)
 
 
 @dataclass(frozen=True)
