@@ -205,7 +205,7 @@ class Generation:
         before = [len(rows.new[row]) for row in running]
         # Ended rows are walked along without effect; they ask for noise that is there anyway.
         soonest = min(rows.emitted(running[index]) for index in active)
-        positions = [max(rows.emitted(row), soonest) for row in running]
+        positions = [rows.emitted(row) if rows.finished[row] is None else soonest for row in running]
         if sampler.noise is not None:
             sampler.noise.forget_before(soonest - 1)
         if self.request.is_watched:
