@@ -149,6 +149,7 @@ NOTES = {
     "use_cache": "same ids; eagle's own cache is always used",
     "streamer": "any batch; tokens come in bursts, one per accepted path",
     "return_dict_in_generate": "`past_key_values` is None: see `reuse_prefix`",
+    "output_logits": "raw even where a processor works in place, unlike there",
     "stop_strings": "the model's own tokenizer, or `tokenizer=`",
     "generator": "of eagle: noise source in place of the global seed",
     "prefill_chunk": "of eagle: prompt tokens per forward, `prefill_chunk_size` elsewhere",
