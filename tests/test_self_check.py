@@ -9,6 +9,7 @@ import torch
 from architectures import base_model
 from census import tiny_model
 from pairs import ea_model, random_head
+from same_call import small_base
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from eagle.cli import main
@@ -144,6 +145,12 @@ def test_help_waits_for_nothing():
     code = "import sys; from eagle.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "doctor" in done.stdout, done.stderr
+
+
+def test_a_base_with_penalties_of_its_own_passes():
+    assert small_base().generation_config.repetition_penalty == 1.1
+    report = diagnose(small_base())
+    assert report.passed, str(report)
 
 
 @pytest.mark.parametrize("fault", ["no folder", "corrupt weights", "encoder-decoder"])

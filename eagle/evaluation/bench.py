@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import eagle
 from eagle.model.ea_model import EaModel
+from eagle.model.reference import without_defaults
 from eagle.model.stats import GenerationStats
 
 TINY_PAIR = Path("examples/tiny_pair")
@@ -68,10 +69,12 @@ class Row:
 def methods(base: Any, models: dict[str, EaModel]) -> list[Method]:
     """Return `generate`, plain decoding and one method per model, all on the same base."""
 
+    neutral = without_defaults(base)  # penalties and samplers of its own would measure something else
+
     def generate(ids: torch.Tensor, new: int) -> torch.Tensor:
         known = base.generation_config
         config = GenerationConfig(max_new_tokens=new, eos_token_id=known.eos_token_id, pad_token_id=0)
-        return base.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        return neutral.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
 
     def drafted(model: EaModel, name: str) -> Method:
         def run(ids: torch.Tensor, new: int) -> torch.Tensor:
@@ -182,16 +185,29 @@ def parser() -> argparse.ArgumentParser:
         default=[str(TINY_PAIR / "eagle_head"), str(TINY_PAIR / "eagle3_head")],
         help="heads",
     )
-    parser.add_argument("--prompts", type=Path, default=TINY_PAIR / "prompts.jsonl", help="JSON lines with `text`")
     parser.add_argument("--num-prompts", type=int, default=8)
     parser.add_argument("--max-new-token", type=int, default=128)
+    add_common(parser)
+    return parser
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Add what every benchmark asks: prompts, rounds, tree, dtype, where to write."""
+    parser.add_argument("--prompts", type=Path, default=TINY_PAIR / "prompts.jsonl", help="JSON lines with `text`")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--total-token", type=int, default=12)
     parser.add_argument("--depth", type=int, default=4)
     parser.add_argument("--top-k", type=int, default=4)
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--json", type=Path, default=None, help="also write everything here")
-    return parser
+
+
+def write_json(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Write results beside provenance and settings, where `--json` asks for it."""
+    if args.json is not None:
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        document = {"provenance": provenance(), "settings": settings, **results}
+        args.json.write_text(json.dumps(document, indent=1).replace("NaN", "null") + "\n")
 
 
 def load_models(base: Any, args: argparse.Namespace) -> dict[str, EaModel]:
@@ -229,14 +245,11 @@ def main(argv: list[str] | None = None) -> int:
     prompts = [ids.to(device) for ids in read_prompts(args.prompts, tokenizer, args.num_prompts)]
     rows = measure(methods(base, load_models(base, args)), prompts, args.max_new_token, args.rounds)
     sys.stdout.write(table(rows) + "\n")
-    if args.json is not None:
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        results = [
-            asdict(row) | {"acceptance_length": row.acceptance_length, "tokens_per_second": row.tokens_per_second}
-            for row in rows
-        ]
-        document = {"provenance": provenance(), "settings": settings, "results": results}
-        args.json.write_text(json.dumps(document, indent=1).replace("NaN", "null") + "\n")
+    results = [
+        asdict(row) | {"acceptance_length": row.acceptance_length, "tokens_per_second": row.tokens_per_second}
+        for row in rows
+    ]
+    write_json(args, {"results": results})
     return 0
 
 

@@ -6,18 +6,16 @@ Every turn's prompt is all that was said before plus the turn's own text. Both w
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from eagle.evaluation.bench import TINY_PAIR, provenance, read_prompts
+from eagle.evaluation.bench import TINY_PAIR, add_common, read_prompts, write_json
 from eagle.model.ea_model import EaModel
 from eagle.model.prefix import Prefix
 
@@ -75,15 +73,9 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eagle.evaluation.conversation", description=__doc__.split("\n")[0])
     parser.add_argument("--base-model-path", default=str(TINY_PAIR / "target"))
     parser.add_argument("--ea-model-path", default=str(TINY_PAIR / "eagle3_head"))
-    parser.add_argument("--prompts", type=Path, default=TINY_PAIR / "prompts.jsonl", help="JSON lines with `text`")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--max-new-token", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--total-token", type=int, default=12)
-    parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--top-k", type=int, default=4)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--json", type=Path, default=None, help="also write everything here")
+    add_common(parser)
     return parser
 
 
@@ -100,11 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     texts = read_prompts(args.prompts, model.tokenizer, args.turns)
     turns, equal = measure(model, texts, args.max_new_token, args.rounds)
     sys.stdout.write(f"{table(turns)}\nids equal: {'yes' if equal else 'no'}\n")
-    if args.json is not None:
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        results = [asdict(turn) for turn in turns]
-        document = {"provenance": provenance(), "settings": settings, "ids_equal": equal, "turns": results}
-        args.json.write_text(json.dumps(document, indent=1) + "\n")
+    write_json(args, {"ids_equal": equal, "turns": [asdict(turn) for turn in turns]})
     return 0
 
 

@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from eagle.model.configs import EConfig, tapped_layers
+from eagle.model.reference import without_defaults
 from eagle.model.selfcheck import LEVELS, PARENTS, SLACK, Difference, Probe, least_rounding
 from eagle.model.support import LayerMask, layer_masks
 from eagle.model.target import Taps, TargetModel
@@ -169,7 +170,8 @@ def _ids(probe: Probe) -> Check:
     ids_1S = probe.ids_T[None, :prompt]
     config = GenerationConfig(do_sample=False, max_new_tokens=NEW, pad_token_id=0)
     mask_1S = torch.ones_like(ids_1S)
-    wanted = target.model.generate(ids_1S, attention_mask=mask_1S, generation_config=config)[0, prompt:].tolist()
+    base = without_defaults(target.model)  # its own penalties would change what is greedy
+    wanted = base.generate(ids_1S, attention_mask=mask_1S, generation_config=config)[0, prompt:].tolist()
     cache = target.new_cache(1, prompt + NEW + LEVELS + len(PARENTS), [0])
     logits_V = target.prefill(ids_1S, None, cache, None)[0]
     picked, seen, steps = [int(logits_V.argmax())], [logits_V], 0
