@@ -19,40 +19,40 @@ def test_argmax_of_p_over_noise_is_multinomial():
         torch.manual_seed(seed)
         want = torch.multinomial(probabilities, 1)[:, 0]
         torch.manual_seed(seed)
-        sampler = Sampler(LogitsProcessorList(), Noise(3, 50, torch.device("cpu")))
+        sampler = Sampler(LogitsProcessorList(), Noise(3, torch.device("cpu")))
         got = sampler.choose(probabilities.log(), [0, 0, 0], [0, 1, 2])
         assert torch.equal(got, want)
 
 
 def test_noise_is_drawn_in_order_of_position_whoever_asks_first():
     def draw(order):
-        noise = Noise(2, 7, torch.device("cpu"), torch.Generator().manual_seed(1))
-        return {t: noise.at([t, t], [0, 1]).clone() for t in order}
+        noise = Noise(2, torch.device("cpu"), torch.Generator().manual_seed(1))
+        return {t: noise.at([t, t], [0, 1], 7).clone() for t in order}
 
     first, second = draw([0, 1, 2, 3]), draw([3, 1, 0, 2])
     assert all(torch.equal(first[t], second[t]) for t in range(4))
 
 
 def test_rows_that_left_do_not_shift_the_others_noise():
-    noise = Noise(3, 7, torch.device("cpu"), torch.Generator().manual_seed(1))
-    full = noise.at([4, 4, 4], [0, 1, 2]).clone()
-    assert torch.equal(noise.at([4], [2]), full[2:])
+    noise = Noise(3, torch.device("cpu"), torch.Generator().manual_seed(1))
+    full = noise.at([4, 4, 4], [0, 1, 2], 7).clone()
+    assert torch.equal(noise.at([4], [2], 7), full[2:])
 
 
 def test_rewind_leaves_the_generator_where_it_was_after_the_used_tokens():
     generator = torch.Generator().manual_seed(1)
-    noise = Noise(1, 7, torch.device("cpu"), generator)
-    noise.at([2], [0])
+    noise = Noise(1, torch.device("cpu"), generator)
+    noise.at([2], [0], 7)
     after_three = generator.get_state()
-    noise.at([8], [0])
+    noise.at([8], [0], 7)
     noise.rewind(3)
     assert torch.equal(generator.get_state(), after_three)
 
 
 def test_rewind_never_takes_back_what_somebody_else_drew():
     generator = torch.Generator().manual_seed(1)
-    noise = Noise(1, 7, torch.device("cpu"), generator)
-    noise.at([8], [0])
+    noise = Noise(1, torch.device("cpu"), generator)
+    noise.at([8], [0], 7)
     torch.rand(1, generator=generator)
     state = generator.get_state()
     noise.rewind(3)

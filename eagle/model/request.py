@@ -197,7 +197,7 @@ def _sampler(prepared: Prepared, target: TargetModel, generator: torch.Generator
         raise ValueError(f"generator is on {generator.device}, the model on {target.device}: they must agree")
     if not prepared.config.do_sample:
         return Sampler(prepared.processors, None)
-    noise = Noise(len(prepared.ids_RS), target.vocabulary, target.device, generator)
+    noise = Noise(len(prepared.ids_RS), target.device, generator)
     return Sampler(prepared.processors, noise)
 
 

@@ -72,32 +72,29 @@ class Noise:
 
     Args:
         rows: rows R the call began with; finished rows keep their share, as in `generate`.
-        vocabulary: V.
         device: where the logits are.
         generator: the caller's, or None for torch's global one of that device.
     """
 
-    def __init__(
-        self, rows: int, vocabulary: int, device: torch.device, generator: torch.Generator | None = None
-    ) -> None:
-        self._shape = (rows, vocabulary)
+    def __init__(self, rows: int, device: torch.device, generator: torch.Generator | None = None) -> None:
+        self._rows = rows
         self._device = device
         self._generator = generator
         self._drawn: OrderedDict[int, torch.Tensor] = OrderedDict()
         self._states: OrderedDict[int, torch.Tensor] = OrderedDict()
         self._next = 0
 
-    def at(self, positions: Sequence[int], rows: Sequence[int], width: int | None = None) -> torch.Tensor:
+    def at(self, positions: Sequence[int], rows: Sequence[int], width: int) -> torch.Tensor:
         """Return [B, V]: for each running row its noise at the given new-token number (0 is the first).
 
-        `width` replaces V where a processor has made the scores wider or narrower.
+        `width` is V: that of the scores, which processors may have made wider or narrower.
         """
         while self._next <= max(positions):
-            noise_RV = torch.empty(self._shape[0], width or self._shape[1], device=self._device)
+            noise_RV = torch.empty(self._rows, width, device=self._device)
             self._drawn[self._next] = noise_RV.exponential_(1, generator=self._generator)
             self._states[self._next] = self._state()
             self._next += 1
-        if len(rows) == self._shape[0] and len(set(positions)) == 1:
+        if len(rows) == self._rows and len(set(positions)) == 1:
             return self._drawn[positions[0]]
         return torch.stack([self._drawn[t][row] for t, row in zip(positions, rows, strict=True)])
 
