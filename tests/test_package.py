@@ -19,6 +19,7 @@ RANKS = {
     "drafter": 2,
     "loading": 2,
     **dict.fromkeys(["prefix", "inputs"], 2.5),
+    "walk": 2,
     "decoding": 3,
     "request": 3,
     "output": 3.5,

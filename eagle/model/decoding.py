@@ -10,7 +10,6 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 
 import torch
 
@@ -21,7 +20,8 @@ from eagle.model.rows import DecodeStep, Request, Rows
 from eagle.model.stats import GenerationStats
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import DraftTree, root_only
-from eagle.model.verify import Acceptance, Walked, accept, accept_stepwise
+from eagle.model.verify import Acceptance, Walked
+from eagle.model.walk import walk
 
 
 class Generation:
@@ -116,7 +116,7 @@ class Generation:
         self.stats.prefilled_tokens += sum(ids_BS.shape[1] - length for length in self.cache.lengths)
         logits_BV = self.target.prefill(ids_BS, mask_BS, self.cache, taps, on_features, chunk)
         tree = root_only(torch.zeros(len(ids_BS), dtype=torch.int64, device=logits_BV.device))
-        acceptance, _, tokens = self._accept(tree, logits_BV[:, None])
+        acceptance, _, tokens = walk(self.request, self.rows, self.running, tree, logits_BV[:, None])
         self.roots_B = acceptance.next_token_B
         if self.drafter is not None and self.draft_state is not None:
             ones = [1] * len(self.running)
@@ -129,10 +129,24 @@ class Generation:
         self._leave()
         if self._crosses_switch():
             return self._recompute(started)
-        tree = self._draft()
         active = [row for row in self.running if self.rows.finished[row] is None]
-        output = self.target.verify(tree, self.cache, self.taps if self.drafter is not None else None)
-        acceptance, walked, tokens = self._accept(tree, output.logits_BNV)
+        with self.stats.stage("draft"):
+            tree = self._draft()
+        with self.stats.stage("verify"):
+            output = self.target.verify(tree, self.cache, self.taps if self.drafter is not None else None)
+        with self.stats.stage("accept"):
+            acceptance, walked, tokens = walk(self.request, self.rows, self.running, tree, output.logits_BNV)
+        with self.stats.stage("commit"):
+            self._commit(acceptance, walked, tokens, output.features_BNF)
+        step = self._emit(tokens, tree.size - 1, walked.accepted, tree)
+        active_accepted = [walked.accepted[self.running.index(row)] for row in active]
+        self.stats.record_step(tree.size - 1, active_accepted, time.perf_counter() - started)
+        return step
+
+    def _commit(
+        self, acceptance: Acceptance, walked: Walked, tokens: Sequence[list[int]], features_BNF: torch.Tensor | None
+    ) -> None:
+        """Keep what was accepted: keys and values where they belong, features for the head."""
         # A row keeps its root and what it emitted but the last token, which is the next root. Rows that had ended
         # stay where they are; plain decoding moves them along, because `generate` keeps rows in step.
         idle = 1 if self.drafter is None else 0
@@ -143,14 +157,9 @@ class Generation:
         self.cache.commit(acceptance.path_BA, counts, in_place)
         self.roots_B = acceptance.next_token_B
         if self.drafter is not None and self.draft_state is not None:
-            features_BNF = output.features_BNF
             assert features_BNF is not None
             index_BAF = acceptance.path_BA[..., None].expand(-1, -1, features_BNF.shape[-1])
             self.drafter.observe(self.draft_state, features_BNF.gather(1, index_BAF), acceptance.tokens_BA, counts)
-        step = self._emit(tokens, tree.size - 1, walked.accepted, tree)
-        active_accepted = [walked.accepted[self.running.index(row)] for row in active]
-        self.stats.record_step(tree.size - 1, active_accepted, time.perf_counter() - started)
-        return step
 
     def _draft(self) -> DraftTree:
         """Grow a tree, or take the root alone where nothing deeper could be accepted."""
@@ -197,49 +206,6 @@ class Generation:
         step = self._prefill(self.rows.padded(self.running, width), mask)
         self.stats.record_step(0, [0] * len(active), time.perf_counter() - started)
         return step
-
-    def _accept(self, tree: DraftTree, logits_BNV: torch.Tensor) -> tuple[Acceptance, Walked, list[list[int]]]:
-        """Walk the tree; return the walk, on device and host, and what each running row emits up to its end."""
-        rows, running, sampler = self.rows, self.running, self.request.sampler
-        active = [index for index, row in enumerate(running) if rows.finished[row] is None]
-        before = [len(rows.new[row]) for row in running]
-        # Ended rows are walked along without effect; they ask for noise that is there anyway.
-        soonest = min(rows.emitted(running[index]) for index in active)
-        positions = [rows.emitted(row) if rows.finished[row] is None else soonest for row in running]
-        if sampler.noise is not None:
-            sampler.noise.forget_before(soonest - 1)
-        if self.request.is_watched:
-            groups = [list(range(len(running)))] if self.request.in_step else [[index] for index in active]
-            acceptance = accept_stepwise(tree, logits_BNV, groups, partial(self._pick, positions))
-            walked = acceptance.read()
-        else:
-            acceptance = accept(tree, logits_BNV, sampler, positions, running)
-            walked = acceptance.read()
-            self._push_all(walked, active)
-        return acceptance, walked, [rows.new[row][start:] for row, start in zip(running, before, strict=True)]
-
-    def _pick(
-        self, first: Sequence[int], group: Sequence[int], logits_GV: torch.Tensor, level: int
-    ) -> tuple[list[int], bool]:
-        """Run the body of `generate`'s loop for places of the running batch that go in step.
-
-        `first` numbers the first new token of every place; this one is `level` further.
-        """
-        request, rows = self.request, [self.running[index] for index in group]
-        positions = [first[index] + level for index in group]
-        row = rows[0] if len(rows) < len(self.rows.new) else None
-        scores_GV = request.sampler.scores(logits_GV, self.rows.prefix(rows), row)
-        if request.keeps_scores:
-            self.rows.scores.append(scores_GV)
-        if request.keeps_logits:
-            self.rows.logits.append(logits_GV.float())
-        return self.rows.push_watched(rows, request.sampler.choose(scores_GV, positions, rows).tolist())
-
-    def _push_all(self, walked: Walked, active: Sequence[int]) -> None:
-        for index in active:
-            for token in walked.tokens[index][: walked.accepted[index] + 1]:
-                if self.rows.push(self.running[index], token):
-                    break
 
     def _emit(
         self, tokens: Sequence[list[int]], drafted: int, accepted: Sequence[int], tree: DraftTree | None

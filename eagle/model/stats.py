@@ -1,6 +1,11 @@
 """What a generation did: steps, acceptance, times. The acceptance length τ is defined here and nowhere else."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+STAGES = ("draft", "verify", "accept", "commit")
 
 
 @dataclass
@@ -17,6 +22,8 @@ class GenerationStats:
         accepted_per_step: accepted drafted tokens of every row step, in order, before any cut.
         prefill_seconds: wall time until the first token.
         decode_seconds: wall time of the steps.
+        stage_seconds: wall time of the steps' stages, by name; what is missing to `decode_seconds` is the host's
+            bookkeeping. On an accelerator stages only launch work, unless CUDA_LAUNCH_BLOCKING=1 makes them wait.
     """
 
     prompt_tokens: int = 0
@@ -28,6 +35,16 @@ class GenerationStats:
     accepted_per_step: list[int] = field(default_factory=list)
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time of a `with` block to a stage."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stage_seconds[name] += time.perf_counter() - started
 
     @property
     def acceptance_length(self) -> float:
