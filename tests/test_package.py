@@ -13,7 +13,7 @@ ROOT = Path(eagle.__file__).parent
 RANKS = {
     **dict.fromkeys(["choices", "tree", "stats", "kv_cache", "sampling", "facade"], 0),
     "configs": 0.5,
-    **dict.fromkeys(["verify", "head", "support", "rows", "reference", "adapters"], 1),
+    **dict.fromkeys(["verify", "head", "support", "rows", "reference", "adapters", "packing"], 1),
     "checkpoint": 1.5,
     "target": 2,
     "drafter": 2,

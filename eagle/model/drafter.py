@@ -19,6 +19,7 @@ from torch import nn
 from eagle.model.configs import TreeConfig
 from eagle.model.head import DraftHead
 from eagle.model.kv_cache import KVCache
+from eagle.model.packing import Packed, packed_forward
 from eagle.model.tree import Candidates, DraftTree, StaticLevel, best, root_only, select
 
 
@@ -67,6 +68,7 @@ class Drafter(nn.Module):
         super().__init__()
         self.head = head
         self.tree = tree
+        self.packed: Packed | None = None
         self._target_embed = embed
         self._output_logits = output_logits
 
@@ -160,7 +162,9 @@ class Drafter(nn.Module):
         assert state.features_BAF is not None and state.tokens_BA is not None
         width = max(state.counts)
         features_BSF = state.features_BAF[:, :width].to(self.head.device, self.head.dtype)
-        hidden_BSD = self._entries(state.cache, self.head.fuse(features_BSF), state.tokens_BA[:, :width])
+        with packed_forward(self.packed):
+            fused_BSD = self.head.fuse(features_BSF)
+        hidden_BSD = self._entries(state.cache, fused_BSD, state.tokens_BA[:, :width])
         state.cache.advance(state.counts)
         last_B = torch.tensor(state.counts, device=hidden_BSD.device) - 1
         state.features_BAF = state.tokens_BA = None
@@ -201,11 +205,13 @@ class Drafter(nn.Module):
 
         embed = self.head.embed_tokens if hasattr(self.head, "embed_tokens") else self._target_embed
         embeds_BSD = embed(tokens_BS).to(hidden_BSD)
-        return self.head(embeds_BSD, hidden_BSD, positions_BS, attend)
+        with packed_forward(self.packed):
+            return self.head(embeds_BSD, hidden_BSD, positions_BS, attend)
 
     def _children(self, hidden_BSD: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return log-probabilities and target ids [B, S, count] of the likeliest next tokens."""
-        logits_BSW = self.head.logits(hidden_BSD)
+        with packed_forward(self.packed):
+            logits_BSW = self.head.logits(hidden_BSD)
         if logits_BSW is None:
             logits_BSW = self._output_logits(hidden_BSD).to(hidden_BSD.device)
         top = logits_BSW.float().log_softmax(-1).topk(min(count, logits_BSW.shape[-1]), dim=-1)

@@ -23,6 +23,7 @@ from eagle.model.head import EagleHead
 from eagle.model.inputs import check_ids
 from eagle.model.loading import load_base, load_tokenizer
 from eagle.model.output import collected, steps
+from eagle.model.packing import Packed
 from eagle.model.prefix import Prefix
 from eagle.model.reference import Call, reference_signature, without_defaults
 from eagle.model.request import prepare, reusable
@@ -49,6 +50,7 @@ class EaModel(Facade, nn.Module):
         threshold: drop nodes with a smaller cumulative probability; 1.0 drops none.
         ea_layer_state_dict: the head's tensors, where they are loaded already.
         tree: "dynamic" (EAGLE-2 and 3), "static" (EAGLE-1), or a list of root-to-node paths.
+        compile: pack the linear layers of target and head for this processor: faster on a CPU, twice their memory.
         hub: revision, token, cache_dir, … for the head's download.
 
     Raises:
@@ -70,6 +72,7 @@ class EaModel(Facade, nn.Module):
         ea_layer_state_dict: dict[str, torch.Tensor] | None = None,
         *,
         tree: str | Sequence[Sequence[int]] = "dynamic",
+        compile: bool = False,
         **hub: Any,
     ) -> None:
         super().__init__()
@@ -105,6 +108,9 @@ class EaModel(Facade, nn.Module):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenizer_options: dict[str, Any] = {}
         self.ea_layer.eval()
+        self._packed: tuple[Packed, ...] = ()
+        if compile:
+            self._packed = self.target.packed, self.ea_layer.packed = Packed(base_model), Packed(head)
         self.training = base_model.training
         if total_token == -1:
             self.ea_layer.tree = fastest_tree(self.target, self.ea_layer, self._taps)
@@ -121,12 +127,13 @@ class EaModel(Facade, nn.Module):
         threshold: float = 1.0,
         *,
         tree: str | Sequence[Sequence[int]] = "dynamic",
+        compile: bool = False,
         **kwargs: Any,
     ) -> "EaModel":
         """Load a base model and a draft head.
 
         Args:
-            use_eagle3, total_token, depth, top_k, threshold, tree: see the class.
+            use_eagle3, total_token, depth, top_k, threshold, tree, compile: see the class.
             base_model_path: folder or Hub id of any decoder-only causal LM.
             ea_model_path: folder or Hub id of the head.
             kwargs: passed to the base model's `from_pretrained` (`torch_dtype`, `device_map`, `attn_implementation`,
@@ -148,6 +155,7 @@ class EaModel(Facade, nn.Module):
             top_k,
             threshold,
             tree=tree,
+            compile=compile,
             **hub,
         )
         model._tokenizer_options = {name: kwargs[name] for name in TOKENIZER_KEYWORDS if name in kwargs}
@@ -171,31 +179,6 @@ class EaModel(Facade, nn.Module):
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the base model's tokenizer."""
         return self.tokenizer
-
-    @torch.no_grad()
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        output_orig: bool = False,
-        position_ids: torch.Tensor | None = None,
-    ) -> tuple[Any, ...]:
-        """Run the base model once and return what a head reads beside its output (the reference's method).
-
-        Returns:
-            `(outputs, hidden)`, or `(outputs, logits, hidden)` with `output_orig`; `hidden` [B, S, F] are the
-            features: F is the hidden size (EAGLE-1/2) or three times that (EAGLE-3).
-        """
-        with self.target.tapped(self._taps) as caught:
-            outputs = self.base_model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-            )
-        hidden = self.target.joined(caught, self._taps)
-        return (outputs, outputs.logits, hidden) if output_orig else (outputs, hidden)
 
     def generate(
         self,
@@ -281,6 +264,8 @@ class EaModel(Facade, nn.Module):
     def _prepared(self, drafter: Drafter | None, base: Any, arguments: dict[str, Any]) -> Generation:
         """Check a call and allocate its caches; nothing has run yet."""
         with without_gradients():
+            for packed in self._packed:
+                packed.refresh()
             request = prepare(base, self.target, arguments, lambda: self.tokenizer)
             prefix = reusable(arguments, request, self.prefix)
             generation = Generation(self.target, drafter, request, self._taps, prefix)

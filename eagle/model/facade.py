@@ -1,7 +1,4 @@
-"""What code written for a transformers model asks of it, answered with the base model's own.
-
-`pipeline` asks for these.
-"""
+"""What code written for a transformers model asks of it, answered with the base model's own."""
 
 from typing import Any
 
@@ -14,9 +11,12 @@ class Facade:
 
     Attributes:
         base_model: the causal LM.
+        target: the same, with taps.
     """
 
     base_model: Any
+    target: Any
+    _taps: Any
 
     @property
     def device(self) -> torch.device:
@@ -55,3 +55,28 @@ class Facade:
     def can_generate(self) -> bool:
         """Say yes."""
         return True
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        output_orig: bool = False,
+        position_ids: torch.Tensor | None = None,
+    ) -> tuple[Any, ...]:
+        """Run the base model once and return what a head reads beside its output (the reference's method).
+
+        Returns:
+            `(outputs, hidden)`, or `(outputs, logits, hidden)` with `output_orig`; `hidden` [B, S, F] are the
+            features: F is the hidden size (EAGLE-1/2) or three times that (EAGLE-3).
+        """
+        with self.target.tapped(self._taps) as caught:
+            outputs = self.base_model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+        hidden = self.target.joined(caught, self._taps)
+        return (outputs, outputs.logits, hidden) if output_orig else (outputs, hidden)

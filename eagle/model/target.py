@@ -21,6 +21,7 @@ from torch import nn
 from eagle.model.adapters import causal_lm
 from eagle.model.configs import text_config
 from eagle.model.kv_cache import KVCache
+from eagle.model.packing import Packed, packed_forward
 from eagle.model.support import LayerMask, check_target, decoder, last_position, layer_masks, rope_switch
 from eagle.model.tree import DraftTree
 
@@ -61,6 +62,7 @@ class TargetModel:
         self.cached_layers = max(len(self.layers), getattr(self.config, "num_hidden_layers", 0))
         self.rope_switch = rope_switch(model)
         self.last_position = last_position(model)
+        self.packed: Packed | None = None
         self._masks = layer_masks(self.config)
         # Layers that share keys and values may run on the positions whose logits are kept alone, and so do the taps.
         self._slices_layers = bool(getattr(self.config, "num_kv_shared_layers", 0))
@@ -104,7 +106,9 @@ class TargetModel:
 
     def output_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Apply the target's output matrix and its logit scale or soft-cap to hidden states after the final norm."""
-        logits = self.model.get_output_embeddings()(hidden)
+        matrix = self.model.get_output_embeddings()
+        with packed_forward(self.packed, matrix):
+            logits = matrix(hidden)
         logits = logits * (getattr(self.config, "logit_scale", None) or 1.0)
         logits = logits / (getattr(self.config, "logits_scaling", None) or 1.0)
         cap = getattr(self.config, "final_logit_softcapping", None)
@@ -217,7 +221,7 @@ class TargetModel:
     ) -> TargetOutput:
         keep_one = last_only and self._keeps_logits and not (taps is not None and self._slices_layers)
         extra = {"logits_to_keep": 1} if keep_one else {}
-        with self.tapped(taps) as caught:
+        with self.tapped(taps) as caught, packed_forward(self.packed):
             output = self.model(
                 input_ids=ids_BN,
                 attention_mask=mask,
