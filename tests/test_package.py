@@ -11,7 +11,7 @@ import eagle
 
 ROOT = Path(eagle.__file__).parent
 RANKS = {
-    **dict.fromkeys(["choices", "tree", "stats", "kv_cache", "sampling", "facade"], 0),
+    **dict.fromkeys(["choices", "tree", "stats", "kv_cache", "sampling", "facade", "observed"], 0),
     "configs": 0.5,
     **dict.fromkeys(["verify", "head", "support", "rows", "reference", "adapters", "packing"], 1),
     "checkpoint": 1.5,
@@ -23,7 +23,8 @@ RANKS = {
     "decoding": 3,
     "request": 3,
     "output": 3.5,
-    "autotree": 3,
+    "costs": 2.5,
+    "adaptive": 2.7,
     "selfcheck": 3,
     "diagnosis": 3.5,
     "ea_model": 4,

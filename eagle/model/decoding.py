@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 
+from eagle.model.adaptive import Chooser
 from eagle.model.drafter import Drafter, DraftState
 from eagle.model.kv_cache import KVCache
 from eagle.model.prefix import Left, Prefix
@@ -33,12 +34,19 @@ class Generation:
         request: the call.
         taps: which features the drafter reads.
         prefix: what an earlier call left behind, to start from; this call leaves its own there.
+        chooser: decides every step's tree; None keeps the drafter's.
     """
 
     def __init__(
-        self, target: TargetModel, drafter: Drafter | None, request: Request, taps: Taps, prefix: Prefix | None = None
+        self,
+        target: TargetModel,
+        drafter: Drafter | None,
+        request: Request,
+        taps: Taps,
+        prefix: Prefix | None = None,
+        chooser: Chooser | None = None,
     ) -> None:
-        self.target, self.taps, self.prefix = target, taps, prefix
+        self.target, self.taps, self.prefix, self.chooser = target, taps, prefix, chooser
         self.pads = request.pads
         switch = target.rope_switch
         # In `generate` the longest row decides over all rows' frequencies; only plain decoding in step does so too.
@@ -138,10 +146,23 @@ class Generation:
             acceptance, walked, tokens = walk(self.request, self.rows, self.running, tree, output.logits_BNV)
         with self.stats.stage("commit"):
             self._commit(acceptance, walked, tokens, output.features_BNF)
+        places = [self.running.index(row) for row in active]
+        active_accepted = [walked.accepted[place] for place in places]
         step = self._emit(tokens, tree.size - 1, walked.accepted, tree)
-        active_accepted = [walked.accepted[self.running.index(row)] for row in active]
+        self._learn(tree, places, active_accepted, time.perf_counter() - started)
         self.stats.record_step(tree.size - 1, active_accepted, time.perf_counter() - started)
         return step
+
+    def _learn(self, tree: DraftTree, places: Sequence[int], accepted: Sequence[int], seconds: float) -> None:
+        """Tell the chooser what a draft promised and the target accepted, where no limit cut it short."""
+        if self.chooser is None or self.draft_state is None:
+            return
+        self.chooser.took(seconds, self.draft_state.tree if tree.size > 1 else None)
+        if tree.size == 1:
+            return
+        room = min(self.request.limit - self.rows.length(self.running[place]) for place in places)
+        if room >= tree.levels and self.draft_state.candidates is not None:
+            self.chooser.record(self.draft_state.tree, self.draft_state.candidates, accepted, places)
 
     def _commit(
         self, acceptance: Acceptance, walked: Walked, tokens: Sequence[list[int]], features_BNF: torch.Tensor | None
@@ -167,6 +188,11 @@ class Generation:
         ended = [index for index, row in enumerate(self.running) if self.rows.finished[row] is not None]
         if self.drafter is None or self.draft_state is None or max(limits) == 0:
             return root_only(self.roots_B)
+        if self.chooser is not None:
+            chosen = self.chooser.next(max(self.cache.lengths))
+            if chosen is None:
+                return root_only(self.roots_B)
+            self.draft_state.tree = chosen
         tree = self.drafter.draft(self.draft_state, self.roots_B)
         if self.request.in_step and ended:
             # Rows that ended keep up with the others: they draft the pads they emit.

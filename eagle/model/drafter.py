@@ -9,7 +9,7 @@ Shapes: B batch, S entries, A path, K top-k, D head width, F feature width, M ca
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ from torch import nn
 from eagle.model.configs import TreeConfig
 from eagle.model.head import DraftHead
 from eagle.model.kv_cache import KVCache
+from eagle.model.observed import RING, Observed, merged
 from eagle.model.packing import Packed, packed_forward
 from eagle.model.tree import Candidates, DraftTree, StaticLevel, best, root_only, select
 
@@ -30,22 +31,22 @@ class DraftState:
     Attributes:
         tree: how this stream's trees grow, whatever the drafter's attributes become while it runs.
         cache: the head's keys and values.
-        features_BAF, tokens_BA, counts: entries the next draft feeds to the head first; `counts[b]` of them are real.
+        pending: entries the next draft feeds to the head first.
+        candidates: all that the last draft looked at.
     """
 
     tree: TreeConfig
     cache: KVCache
-    features_BAF: torch.Tensor | None = None
-    tokens_BA: torch.Tensor | None = None
-    counts: Sequence[int] = ()
+    pending: list[Observed] = field(default_factory=list)
+    candidates: Candidates | None = None
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop all rows of the batch but these."""
         self.cache.keep_rows(rows)
-        if self.features_BAF is not None and self.tokens_BA is not None:
-            index = torch.tensor(rows, device=self.tokens_BA.device)
-            self.features_BAF, self.tokens_BA = self.features_BAF[index], self.tokens_BA[index]
-            self.counts = [self.counts[row] for row in rows]
+        self.pending = [
+            Observed(seen.features_BAF[rows], seen.tokens_BA[rows], [seen.counts[row] for row in rows])
+            for seen in self.pending
+        ]
 
 
 class Drafter(nn.Module):
@@ -116,7 +117,7 @@ class Drafter(nn.Module):
     @torch.no_grad()
     def resume(self, state: DraftState, entries: int, capacity: int) -> DraftState:
         """Return the state of a new stream that begins with the first entries of an earlier one's."""
-        if state.features_BAF is not None:
+        if state.pending:
             self._feed(state)
         state.cache.rewind(entries, capacity + self.tree.scratch)
         return DraftState(self.tree, state.cache)
@@ -125,9 +126,10 @@ class Drafter(nn.Module):
         self, state: DraftState, features_BAF: torch.Tensor, tokens_BA: torch.Tensor, counts: Sequence[int]
     ) -> None:
         """Remember true features and the tokens one position ahead of them; the head reads them at the next draft."""
-        if state.features_BAF is not None:
+        waiting = sum(seen.tokens_BA.shape[1] for seen in state.pending)
+        if waiting and waiting + tokens_BA.shape[1] > RING:
             self._feed(state)
-        state.features_BAF, state.tokens_BA, state.counts = features_BAF, tokens_BA, counts
+        state.pending.append(Observed(features_BAF, tokens_BA, counts))
 
     @torch.no_grad()
     def draft(self, state: DraftState, root_B: torch.Tensor) -> DraftTree:
@@ -144,7 +146,7 @@ class Drafter(nn.Module):
             candidates = self._grow_static(state.cache, hidden_BD, tree.static)
         else:
             candidates = self._grow(state.cache, hidden_BD, tree)
-        state.cache.offset = 0
+        state.cache.offset, state.candidates = 0, candidates
         drafted = tree.nodes - 1
         if tree.threshold == 1.0:
             return select(root_B, candidates, drafted, tree.levels)
@@ -159,15 +161,15 @@ class Drafter(nn.Module):
     @torch.no_grad()
     def _feed(self, state: DraftState) -> torch.Tensor:
         """Run the observed entries through the head, commit them, return the last real hidden state [B, D]."""
-        assert state.features_BAF is not None and state.tokens_BA is not None
-        width = max(state.counts)
-        features_BSF = state.features_BAF[:, :width].to(self.head.device, self.head.dtype)
+        seen = merged(state.pending)
+        state.pending.clear()
+        width = max(seen.counts)
+        features_BSF = seen.features_BAF[:, :width].to(self.head.device, self.head.dtype)
         with packed_forward(self.packed):
             fused_BSD = self.head.fuse(features_BSF)
-        hidden_BSD = self._entries(state.cache, fused_BSD, state.tokens_BA[:, :width])
-        state.cache.advance(state.counts)
-        last_B = torch.tensor(state.counts, device=hidden_BSD.device) - 1
-        state.features_BAF = state.tokens_BA = None
+        hidden_BSD = self._entries(state.cache, fused_BSD, seen.tokens_BA[:, :width])
+        state.cache.advance(seen.counts)
+        last_B = torch.tensor(seen.counts, device=hidden_BSD.device) - 1
         return hidden_BSD[torch.arange(len(last_B), device=last_B.device), last_B]
 
     def _entries(self, cache: KVCache, hidden_BSD: torch.Tensor, tokens_BS: torch.Tensor) -> torch.Tensor:
@@ -242,7 +244,7 @@ class Drafter(nn.Module):
             hidden_BKD = hidden_BKD.gather(1, parent_BK[..., None].expand_as(hidden_BKD))
             seen_BKM = torch.cat([seen_BKM.gather(1, parent_BK[..., None].expand_as(seen_BKM)), eye_BKK], -1)
             places_BK, total = total + chosen_BK, total + width * width
-        return Candidates(torch.cat(all_tokens, 1), torch.cat(all_parents, 1), torch.cat(all_scores, 1))
+        return Candidates(torch.cat(all_tokens, 1), torch.cat(all_parents, 1), torch.cat(all_scores, 1), width)
 
     def _grow_static(self, cache: KVCache, hidden_BD: torch.Tensor, levels: Sequence[StaticLevel]) -> Candidates:
         """EAGLE-1: fill a fixed tree; every level expands the nodes that have children in it."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from eagle.model.autotree import fastest_tree
+from eagle.model.adaptive import Adaptation
 from eagle.model.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights
 from eagle.model.configs import tapped_layers, tree_config
 from eagle.model.decoding import Generation, without_gradients
@@ -44,7 +44,8 @@ class EaModel(Facade, nn.Module):
         base_model: a loaded causal LM, or a PEFT wrapper of one; it is used as it is.
         base_model_name_or_path: where its tokenizer is.
         ea_model_path: folder or Hub id of the head.
-        total_token: nodes of the draft tree, root included; -1 measures and chooses.
+        total_token: nodes of the draft tree, root included; -1 chooses before every step, within `depth` and `top_k`,
+            by what this machine and the acceptance so far promise; where no tree pays, it decodes plainly.
         depth: expansions of the tree after the first.
         top_k: children per expanded node.
         threshold: drop nodes with a smaller cumulative probability; 1.0 drops none.
@@ -112,8 +113,11 @@ class EaModel(Facade, nn.Module):
         if compile:
             self._packed = self.target.packed, self.ea_layer.packed = Packed(base_model), Packed(head)
         self.training = base_model.training
-        if total_token == -1:
-            self.ea_layer.tree = fastest_tree(self.target, self.ea_layer, self._taps)
+        self._adaptation: Adaptation | None = None
+        if total_token == -1 and trees.static is None:
+            self._adaptation = Adaptation(self.target, self.ea_layer, self._taps)
+            with without_gradients():
+                self._adaptation.chooser(1)  # measures now rather than in the first call
 
     @classmethod
     def from_pretrained(
@@ -268,7 +272,9 @@ class EaModel(Facade, nn.Module):
                 packed.refresh()
             request = prepare(base, self.target, arguments, lambda: self.tokenizer)
             prefix = reusable(arguments, request, self.prefix)
-            generation = Generation(self.target, drafter, request, self._taps, prefix)
+            adaptation = self._adaptation if drafter is not None else None
+            chooser = adaptation.chooser(len(request.ids_RS)) if adaptation is not None else None
+            generation = Generation(self.target, drafter, request, self._taps, prefix, chooser)
         self.stats = generation.stats
         return generation
 

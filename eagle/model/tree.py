@@ -102,11 +102,15 @@ def best(scores_BM: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
 
 @dataclass(frozen=True)
 class Candidates:
-    """All nodes a draft has looked at, root excluded; `parents_BM` indexes candidates, -1 for the root."""
+    """All nodes a draft has looked at, root excluded; `parents_BM` indexes candidates, -1 for the root.
+
+    A dynamic tree's are laid out as `width` children of the root, then levels of width² (0 where the tree is static).
+    """
 
     tokens_BM: torch.Tensor
     parents_BM: torch.Tensor
     scores_BM: torch.Tensor
+    width: int = 0
 
 
 def select(root_B: torch.Tensor, candidates: Candidates, drafted: int, levels: int) -> DraftTree:

@@ -1,0 +1,293 @@
+"""Trees that pay: total_token, depth and top_k by the tokens per second they promise, down to no tree at all.
+
+A step's draft leaves more than its tree: the cumulative probability of every candidate the head looked at. Summed over
+the best n - 1 candidates that a narrower or shallower draft would have had, and calibrated per depth by what the
+target accepted, that is the expected gain of any smaller tree; divided by what such a step costs on this machine
+(`costs.py`) it is a rate. The best rate decides the next step, one step behind. Now and then a step drafts to the
+limits, so that wider and deeper trees are seen too; where no tree is worth its time the target decodes plainly, and a
+probing step at least every 256 tokens looks whether that still holds.
+
+Shapes: B rows, M candidates, S shapes of trees.
+"""
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from eagle.model.configs import TreeConfig
+from eagle.model.costs import Costs, costs_of
+from eagle.model.drafter import Drafter
+from eagle.model.target import Taps, TargetModel
+from eagle.model.tree import Candidates
+
+NODES = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 60)
+WIDTHS = (1, 2, 3, 4, 6, 8, 10)
+# Candidates and rows that are looked at: the best of them.
+POOL, ROWS = 64, 4
+# Steps between two that draft to the limits; plain steps until the first probe, and at most.
+LOOK, FIRST_PROBE, LAST_PROBE = 16, 64, 256
+# How much of the past a step leaves, after a step to the limits too; how much better another tree must be.
+FORGET, SMOOTH, LOOK_SMOOTH, MARGIN = 0.95, 0.75, 0.5, 1.02
+# Steps on which drafting must promise less than plain decoding before it stops; unchanged choices after which only
+# every SKIP-th step is looked at.
+PATIENCE, SETTLED, SKIP = 4, 8, 4
+# The most that acceptance may exceed what the head promises, and a level what the one before holds.
+MOST_TRUST, STEADY = 1.25, 0.95
+
+
+@dataclass
+class Memory:
+    """What acceptance and time were like so far; a new generation starts from the last one's.
+
+    Attributes:
+        accepted, promised: per depth, tokens accepted and probability promised, older steps weighing less.
+        gains: smoothed expected gain of every shape [S]; None before the first step.
+        wider: gain of every shape over that of the same one with another width [S, W], as last seen.
+        is_plain: whether the last generation ended without drafting.
+        late: seconds that recent steps took beyond their measured parts: with a tree, without.
+    """
+
+    accepted: np.ndarray
+    promised: np.ndarray
+    gains: np.ndarray | None = None
+    wider: np.ndarray | None = None
+    is_plain: bool = False
+    late: tuple[deque[float], deque[float]] = field(default_factory=lambda: (deque(maxlen=15), deque(maxlen=15)))
+
+    @property
+    def calibration(self) -> np.ndarray:
+        """Return accepted over promised per depth; 1 where nothing is known."""
+        return np.minimum((self.accepted + 1) / (self.promised + 1), MOST_TRUST)
+
+
+class Shapes:
+    """All trees that may be chosen within the limits.
+
+    Attributes:
+        limit: the widest and deepest tree.
+        trees: S of them.
+        nodes, depths, widths: their sizes as arrays [S].
+        all_widths: the widths that occur [W].
+    """
+
+    def __init__(self, limit: TreeConfig) -> None:
+        self.limit = limit
+        most, widest = limit.nodes, limit.top_k
+        self.all_widths = np.array(sorted({min(width, widest) for width in WIDTHS} | {widest}))
+        self.trees = [
+            tree
+            for width in self.all_widths.tolist()
+            for depth in range(limit.depth + 1)
+            for nodes in sorted({min(n, most) for n in NODES})
+            if depth + 2 <= (tree := replace(limit, total_token=nodes, depth=depth, top_k=width)).total_token
+            and tree.nodes == nodes
+        ]
+        self.nodes, self.depths, self.widths = (
+            np.array([getattr(tree, name) for tree in self.trees]) for name in ("total_token", "depth", "top_k")
+        )
+        self._width_S = self.all_widths.searchsorted(self.widths)
+        self._depths_D1 = np.arange(limit.depth + 1)[:, None]
+
+    def gains(self, found: "Found", run: TreeConfig, calibration: np.ndarray) -> np.ndarray:
+        """Return the expected accepted tokens of every shape with every width, [S, W].
+
+        Shapes deeper than the draft was are continued: each further level holds as much of the last one as that
+        holds of the one before.
+
+        Args:
+            found: the best candidates of a draft.
+            run: the tree that was drafted.
+            calibration: per depth, accepted over promised.
+        """
+        values_M = found.probabilities * calibration[found.depths]
+        kept_WDM = (found.ranks < self.all_widths[:, None])[:, None] & (found.depths <= self._depths_D1 + 1)
+        # Kept values move up to their place among the kept; the others fall on place 0, which counts nothing.
+        places_WDM = kept_WDM * kept_WDM.cumsum(-1)
+        last = run.depth + 1
+        parts = (values_M, values_M * (found.depths == last), values_M * (found.depths == last - 1))
+        total, at_last, before = (self._sums(part, places_WDM) for part in parts)
+        before = before if last > 1 else np.ones_like(before)
+        ratio = np.clip(at_last / np.maximum(before, 1e-9), 0, STEADY)
+        further = np.maximum(0, self.depths - run.depth)[:, None]
+        return total + at_last * ratio * (1 - ratio**further) / (1 - ratio)
+
+    def _sums(self, values_M: np.ndarray, places_WDM: np.ndarray) -> np.ndarray:
+        """Return what the first `nodes - 1` kept candidates add up to, [S, W]."""
+        sums_WDM = np.zeros((*places_WDM.shape[:2], len(values_M) + 1))
+        np.put_along_axis(sums_WDM, places_WDM, np.broadcast_to(values_M, places_WDM.shape), -1)
+        sums_WDM[..., 0] = 0
+        sums_WDM = sums_WDM.cumsum(-1)
+        return sums_WDM[:, self.depths, np.minimum(self.nodes - 1, len(values_M))].T
+
+
+@dataclass
+class Chooser:
+    """Chooses the next step's tree of one generation.
+
+    Args:
+        shapes: what there is to choose from.
+        costs: seconds of a step.
+        memory: of earlier generations; it goes on learning here.
+    """
+
+    shapes: Shapes
+    costs: Costs
+    memory: Memory
+    is_plain: bool = field(default=False, init=False)
+    _context: int = field(default=1, init=False)
+    _current: int = field(default=0, init=False)
+    _steps: int = field(default=0, init=False)
+    _waited: int = field(default=0, init=False)
+    _interval: int = field(default=FIRST_PROBE, init=False)
+    _settled: int = field(default=0, init=False)
+    _doubts: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        shapes = self.shapes
+        middle = np.abs(shapes.nodes - 16) + np.abs(shapes.depths - 4) + (shapes.limit.top_k - shapes.widths)
+        self._current = int(middle.argmin()) if self.memory.gains is None else int(self._rates().argmax())
+        self._doubts = PATIENCE - 1 if self.memory.is_plain else 0
+
+    def next(self, context: int) -> TreeConfig | None:
+        """Return the tree of the next step; None decodes one token plainly.
+
+        Args:
+            context: tokens in the cache.
+        """
+        self._context = context
+        if self.is_plain:
+            self._waited += 1
+            if self._waited < self._interval:
+                return None
+            self._waited = 0
+        looks = self.is_plain or self._steps % LOOK == 0
+        self._steps += 1
+        tree, limit = self.shapes.trees[self._current], self.shapes.limit
+        return replace(tree, depth=limit.depth, top_k=limit.top_k) if looks else tree
+
+    def record(self, tree: TreeConfig, candidates: Candidates, accepted: Sequence[int], rows: Sequence[int]) -> None:
+        """Learn from a step: what its draft promised to some of its rows, and what they accepted."""
+        if self._settled > SETTLED and self._steps % SKIP:
+            return
+        gains, memory = [], self.memory
+        for row, count in list(zip(rows, accepted, strict=True))[:ROWS]:
+            found = best_candidates(candidates, row)
+            gains.append(self.shapes.gains(found, tree, memory.calibration))
+            in_tree = slice(0, tree.nodes - 1)
+            promised = np.bincount(found.depths[in_tree], found.probabilities[in_tree], minlength=len(memory.promised))
+            seen = np.arange(len(promised)) <= tree.depth + 1
+            memory.promised = np.where(seen, FORGET * memory.promised + promised, memory.promised)
+            memory.accepted = np.where(
+                seen, FORGET * memory.accepted + (np.arange(len(seen)) <= count), memory.accepted
+            )
+        self._update(np.mean(gains, 0), tree)
+        self._choose()
+
+    def took(self, seconds: float, tree: TreeConfig | None) -> None:
+        """Learn how long a step took; None was one without a tree."""
+        if tree is None:
+            parts = self.costs.plain(self._context)
+        else:
+            sizes = (np.array([size]) for size in (tree.nodes, tree.depth, tree.top_k))
+            parts = float(self.costs.steps(self._context, *sizes)[0])
+        self.memory.late[tree is None].append(seconds - parts)
+
+    def _update(self, gains_SW: np.ndarray, tree: TreeConfig) -> None:
+        memory, shapes = self.memory, self.shapes
+        own_S, run = shapes.all_widths.searchsorted(shapes.widths), shapes.all_widths.searchsorted(tree.top_k)
+        every_S = np.arange(len(own_S))
+        gains_S = gains_SW[every_S, own_S]
+        is_look = tree.top_k == shapes.limit.top_k
+        if is_look or memory.wider is None:
+            memory.wider = gains_S[:, None] / np.maximum(gains_SW, 1e-9)
+        # Wider than the draft was: as much more as it was when last seen.
+        gains_S = np.where(shapes.widths > tree.top_k, gains_SW[:, run] * memory.wider[:, run], gains_S)
+        keep = LOOK_SMOOTH if is_look else SMOOTH
+        memory.gains = gains_S if memory.gains is None else keep * memory.gains + (1 - keep) * gains_S
+
+    def _choose(self) -> None:
+        rates = self._rates()
+        best = int(rates.argmax())
+        self._settled += 1
+        if rates[best] > MARGIN * rates[self._current]:
+            self._current, self._settled = best, 0
+        loses = bool(rates[best] * self._plain_seconds() < 1)
+        self._doubts = self._doubts + 1 if loses else 0
+        self._interval = min(2 * self._interval, LAST_PROBE) if loses and self.is_plain else FIRST_PROBE
+        self.is_plain = self.memory.is_plain = loses and (self.is_plain or self._doubts >= PATIENCE)
+        if loses:
+            self._settled = 0
+
+    def _rates(self) -> np.ndarray:
+        """Return the expected tokens per second of every shape [S]."""
+        shapes, memory = self.shapes, self.memory
+        assert memory.gains is not None
+        seconds_S = self.costs.steps(self._context, shapes.nodes, shapes.depths, shapes.widths)
+        return (1 + memory.gains) / (seconds_S + _late(memory.late[False]))
+
+    def _plain_seconds(self) -> float:
+        late = self.memory.late
+        return self.costs.plain(self._context) + (_late(late[True]) if late[True] else _late(late[False]))
+
+
+def _late(seconds: Sequence[float]) -> float:
+    return max(0.0, statistics.median(seconds)) if seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best candidates of one row's draft, best score first.
+
+    Attributes:
+        probabilities: cumulative, under the head [M].
+        depths: 1 for the root's children [M].
+        ranks: the largest rank among siblings on the path [M].
+    """
+
+    probabilities: np.ndarray
+    depths: np.ndarray
+    ranks: np.ndarray
+
+
+def best_candidates(candidates: Candidates, row: int) -> Found:
+    """Return the best candidates of one row."""
+    scores_M = candidates.scores_BM[row].cpu().numpy()
+    parents_M = candidates.parents_BM[row].cpu().numpy()
+    width = candidates.width
+    numbers_M = np.arange(len(scores_M)) - width
+    depths_M = np.where(numbers_M < 0, 1, 2 + numbers_M // width**2)
+    ranks_M = np.where(numbers_M < 0, numbers_M + width, numbers_M % width)
+    for start in range(width, len(scores_M), width**2):
+        level = slice(start, start + width**2)
+        ranks_M[level] = np.maximum(ranks_M[level], ranks_M[parents_M[level]])
+    best = np.argsort(-scores_M, kind="stable")[:POOL]
+    return Found(np.exp(scores_M[best]), depths_M[best], ranks_M[best])
+
+
+class Adaptation:
+    """What adaptive trees share over the generations of a model: costs per batch size, and what was learnt.
+
+    Args:
+        target, drafter: the pair; `drafter.tree` limits the trees.
+        taps: which features the drafter reads.
+    """
+
+    def __init__(self, target: TargetModel, drafter: Drafter, taps: Taps) -> None:
+        self._pair = target, drafter, taps
+        self._limit: TreeConfig | None = None
+        self._costs: dict[int, Costs] = {}
+
+    def chooser(self, batch: int) -> Chooser:
+        """Return a chooser for a generation of `batch` rows; measures what such a batch costs where nobody has."""
+        limit = self._pair[1].tree
+        if limit != self._limit:
+            self._limit, self._shapes, self._costs = limit, Shapes(limit), {}
+            nothing = np.zeros(limit.depth + 2)
+            self._memory = Memory(nothing, nothing)
+        rounded = 1 << (batch - 1).bit_length()
+        if rounded not in self._costs:
+            self._costs[rounded] = costs_of(*self._pair, rounded)
+        return Chooser(self._shapes, self._costs[rounded], self._memory)

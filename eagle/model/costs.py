@@ -1,0 +1,221 @@
+"""What the parts of a step cost on this machine: measured once per model, device and batch size, and kept on disk.
+
+The file lies under the user's cache directory (`$XDG_CACHE_HOME/eagle/costs`, `~/.cache/eagle/costs`) and is named
+after everything that decides about speed: both models' shapes, dtype, kernels, device, threads, versions.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+import eagle
+from eagle.model.configs import TreeConfig
+from eagle.model.drafter import Drafter
+from eagle.model.target import Taps, TargetModel
+from eagle.model.tree import DraftTree, from_parents
+
+logger = logging.getLogger(__name__)
+
+NODES = (1, 2, 4, 8, 16, 32, 60)
+WIDTHS = (1, 4, 10)
+CONTEXTS = (64, 1024)
+# Tokens of one forward, over all rows, beyond which nothing is measured.
+MOST_TOKENS = 512
+ROUNDS, SECONDS = 3, 1.0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of a step's parts for one batch size, at each of `contexts`; between measured sizes it is linear.
+
+    Attributes:
+        contexts: tokens in the cache.
+        nodes, verify: tree sizes, the root alone first, and the forward over such a tree, [contexts][nodes].
+        widths, first, level: nodes expanded per level; feeding the accepted tokens and drafting the first level;
+            drafting one further level, [contexts][widths].
+    """
+
+    contexts: tuple[int, ...]
+    nodes: tuple[int, ...]
+    verify: tuple[tuple[float, ...], ...]
+    widths: tuple[int, ...]
+    first: tuple[tuple[float, ...], ...]
+    level: tuple[tuple[float, ...], ...]
+
+    def plain(self, context: int) -> float:
+        """Return the seconds of a step without drafting."""
+        return float(self._at(context, self.nodes, self.verify, np.ones(1))[0])
+
+    def steps(self, context: int, nodes: np.ndarray, depths: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """Return the seconds of a step for each of S trees, given as three arrays [S]."""
+        drafting = self._at(context, self.widths, self.first, widths)
+        drafting = drafting + depths * self._at(context, self.widths, self.level, widths)
+        return self._at(context, self.nodes, self.verify, nodes) + drafting
+
+    def _at(
+        self, context: int, sizes: tuple[int, ...], table: tuple[tuple[float, ...], ...], wanted: np.ndarray
+    ) -> np.ndarray:
+        low, *high = (_line(wanted, sizes, row) for row in table)
+        if not high:
+            return low
+        share = (context - self.contexts[0]) / (self.contexts[1] - self.contexts[0])
+        return np.maximum(low + max(0.0, share) * (high[0] - low), 1e-9)
+
+
+def _line(wanted: np.ndarray, sizes: tuple[int, ...], seconds: tuple[float, ...]) -> np.ndarray:
+    """Interpolate between measured sizes; beyond the last go on as between the last two."""
+    inside = np.interp(wanted, sizes, seconds)
+    slope = (seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2]) if len(sizes) > 1 else seconds[0] / sizes[0]
+    return inside + np.maximum(0, wanted - sizes[-1]) * max(0.0, slope)
+
+
+def costs_of(target: TargetModel, drafter: Drafter, taps: Taps, batch: int) -> Costs:
+    """Return the costs for a batch, from disk where they were measured before."""
+    path = _folder() / f"{_key(target, drafter, batch)}.json"
+    known = _read(path)
+    if known is None:
+        logger.info("measuring the cost of drafting and verifying for %d row(s), once on this machine", batch)
+        known = measure(target, drafter, taps, batch)
+        _write(path, known)
+    return known
+
+
+@torch.no_grad()
+def measure(target: TargetModel, drafter: Drafter, taps: Taps, batch: int) -> Costs:
+    """Time forwards over trees and draft levels, in alternating rounds; the least disturbed one counts."""
+    last = target.last_position or max(CONTEXTS) * 2
+    most = drafter.tree.nodes
+    contexts = tuple(context for context in CONTEXTS if context + 2 * most < last) or (max(1, last - 2 * most),)
+    nodes = tuple(size for size in NODES if size < most and size * batch <= MOST_TOKENS)
+    nodes += (most,) if most * batch <= MOST_TOKENS else ()
+    widths = tuple(sorted({min(width, drafter.tree.top_k) for width in WIDTHS}))
+    verify, first, level = [], [], []
+    for context in contexts:
+        verify.append(_verify_seconds(target, taps, batch, context, nodes or (1,)))
+        drafts = _draft_seconds(target, drafter, taps, batch, context, widths)
+        first.append(tuple(drafts[width, 0] for width in widths))
+        level.append(tuple(max(0.0, drafts[width, 2] - drafts[width, 0]) / 2 for width in widths))
+    return Costs(contexts, nodes or (1,), tuple(verify), widths, tuple(first), tuple(level))
+
+
+def _verify_seconds(
+    target: TargetModel, taps: Taps, batch: int, context: int, nodes: tuple[int, ...]
+) -> tuple[float, ...]:
+    # Keys and values of zeros cost what others cost: nothing is prefilled.
+    cache = target.new_cache(batch, context + max(nodes), [0] * batch)
+    cache.advance([context] * batch)
+    trees = {size: _star(batch, size, target.device) for size in nodes}
+
+    def run(size: int) -> Callable[[], None]:
+        def verify() -> None:
+            with target.lock:
+                target.verify(trees[size], cache, taps).logits_BNV[0, 0, 0].item()
+
+        return verify
+
+    best = _least({size: run(size) for size in nodes})
+    return tuple(best[size] for size in nodes)
+
+
+def _draft_seconds(
+    target: TargetModel, drafter: Drafter, taps: Taps, batch: int, context: int, widths: tuple[int, ...]
+) -> dict[tuple[int, int], float]:
+    state = drafter.start(batch, context + 2, [0] * batch)
+    scratch = target.new_cache(batch, 2, [0] * batch)
+    features_B1F = target.verify(_star(batch, 1, target.device), scratch, taps).features_BNF
+    assert features_B1F is not None
+    roots_B = torch.zeros(batch, dtype=torch.int64, device=target.device)
+    state.cache.advance([context] * batch)
+
+    def run(width: int, depth: int) -> Callable[[], None]:
+        def draft() -> None:
+            state.cache.rewind(context, state.cache.capacity)
+            state.tree = TreeConfig(total_token=2, depth=depth, top_k=width)
+            drafter.observe(state, features_B1F, roots_B[:, None], [1] * batch)
+            drafter.draft(state, roots_B).tokens_BN[0, 0].item()
+
+        return draft
+
+    return _least({(width, depth): run(width, depth) for width in widths for depth in (0, 2)})
+
+
+def _least(runs: dict[Any, Callable[[], None]]) -> dict[Any, float]:
+    """Return the shortest time of every run over alternating rounds, after one that does not count."""
+    for run in runs.values():
+        run()
+    best = dict.fromkeys(runs, float("inf"))
+    rounds, began = 0, time.perf_counter()
+    while rounds < ROUNDS or (rounds < 3 * ROUNDS and time.perf_counter() - began < SECONDS):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - started)
+        rounds += 1
+    return best
+
+
+def _star(batch: int, nodes: int, device: torch.device) -> DraftTree:
+    """Return a tree whose drafted nodes are all children of the root."""
+    zeros_BN = torch.zeros(batch, nodes, dtype=torch.int64, device=device)
+    parents_BN = zeros_BN.clone()
+    parents_BN[:, 0] = -1
+    return from_parents(zeros_BN, parents_BN, zeros_BN.float(), min(nodes, 2))
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eagle" / "costs"
+
+
+def _key(target: TargetModel, drafter: Drafter, batch: int) -> str:
+    device = target.device
+    own = {"_name_or_path", "transformers_version", "architectures"}
+    made_of = {
+        "versions": [eagle.__version__, torch.__version__, transformers.__version__],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} {_processor()}",
+        "threads": torch.get_num_threads(),
+        "dtypes": [str(target.model.dtype), str(drafter.head.dtype)],
+        "packed": target.packed is not None,
+        "attention": target.model.config._attn_implementation,
+        "target": {k: v for k, v in target.model.config.to_dict().items() if k not in own},
+        "head": {k: v for k, v in drafter.head.config.to_dict().items() if k not in own},
+        "tree": asdict(replace(drafter.tree, static=None)),
+        "batch": batch,
+    }
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _read(path: Path) -> Costs | None:
+    try:
+        fields = json.loads(path.read_text())
+        sizes = [tuple(fields[name]) for name in ("contexts", "nodes", "widths")]
+        verify, first, level = (tuple(map(tuple, fields[name])) for name in ("verify", "first", "level"))
+        return Costs(sizes[0], sizes[1], verify, sizes[2], first, level)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # none yet, or unreadable: it is measured anew
+
+
+def _write(path: Path, costs: Costs) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(asdict(costs)))
+        part.replace(path)
+    except OSError as problem:
+        logger.info("costs are not kept: %s", problem)
