@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 # Paul Tol's bright scheme: told apart in print and by colour-blind readers.
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
 MARKERS = "osD^vPX"
+PART_COLOURS = dict(zip(("draft", "verify", "accept", "commit", "host"), COLOURS, strict=False)) | {"rest": COLOURS[3]}
+SWEPT = {"total_token": "nodes of the tree", "depth": "depth", "batch": "batch size", "context": "context, tokens"}
 
 
 def check_plotting() -> None:
@@ -93,7 +95,7 @@ def _speedup_bars(rows: Sequence[Row], path: Path) -> Path:
     figure, (axis,) = _panels(1, 1, 1.6 + 1.1 * len(rows), 3.8)
     colours = ["#BBBBBB" if row.name in BASELINES else COLOURS[0] for row in rows]
     bars = axis.bar([_wrapped(row.name) for row in rows], [row.speedup for row in rows], color=colours, width=0.65)
-    axis.bar_label(bars, fmt="%.2f×", padding=2, fontsize=9)
+    axis.bar_label(bars, fmt="%.2f×", padding=4, fontsize=9, bbox={"color": "white", "pad": 0.5})
     axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
     axis.set_ylim(top=1.12 * max(row.speedup for row in rows))
     axis.set_ylabel("speed-up over the faster baseline")
@@ -110,14 +112,14 @@ def _split_bars(rows: Sequence[Row], path: Path) -> Path:
     timed = [row for row in rows if row.step_ms]
     settings = list(dict.fromkeys((row.batch_size, row.prompt_length) for row in timed))
     most = max(sum((row.batch_size, row.prompt_length) == one for row in timed) for one in settings)
-    columns = min(len(settings), 3)
+    columns = 2 if len(settings) == 4 else min(len(settings), 3)
     figure, axes = _panels(-(-len(settings) // columns), columns, 1.2 + 1.0 * most, 3.6)
     for axis, (batch, length) in zip(axes, settings, strict=False):
         chosen = [row for row in timed if (row.batch_size, row.prompt_length) == (batch, length)]
         names, floor = [_wrapped(row.name) for row in chosen], [0.0] * len(chosen)
-        for part, colour in zip(PARTS, COLOURS, strict=False):
+        for part in PARTS:
             heights = [row.step_ms[part] for row in chosen]
-            axis.bar(names, heights, bottom=floor, color=colour, label=part, width=0.65)
+            axis.bar(names, heights, bottom=floor, color=PART_COLOURS[part], label=part, width=0.65)
             floor = [low + high for low, high in zip(floor, heights, strict=True)]
         axis.tick_params(axis="x", labelsize=8)
         axis.set_title(f"batch of {batch}, {_tokens(length)}", fontsize=10)
@@ -131,16 +133,18 @@ def _split_bars(rows: Sequence[Row], path: Path) -> Path:
 
 def draw_curves(points: Sequence["Point"], path: Path) -> Path:
     """Draw step time over each setting that was varied, draft and verify and the rest on top of one another."""
-    swept = list(dict.fromkeys(point.swept for point in points))
+    swept, parts = list(dict.fromkeys(point.swept for point in points)), ("draft", "verify", "rest")
     columns = min(2, len(swept))
     figure, axes = _panels(-(-len(swept) // columns), columns, 4.8, 3.4)
     for axis, name in zip(axes, swept, strict=False):
         chosen = sorted((p for p in points if p.swept == name), key=lambda point: point.value)
         x = [point.value for point in chosen]
-        layers = [[getattr(point, part) for point in chosen] for part in ("verify_ms", "draft_ms", "rest_ms")]
-        axis.stackplot(x, layers, labels=("verify", "draft", "rest"), colors=COLOURS, alpha=0.85)
-        axis.plot(x, [sum(column) for column in zip(*layers, strict=True)], color="black", marker="o", markersize=3.5)
-        axis.set_xlabel(name.replace("_", " "))
+        layers = [[getattr(point, f"{part}_ms") for point in chosen] for part in parts]
+        axis.stackplot(x, layers, labels=parts, colors=[PART_COLOURS[part] for part in parts])
+        axis.plot(
+            x, [sum(c) for c in zip(*layers, strict=True)], color="black", marker="o", markersize=3.5, clip_on=False
+        )
+        axis.set_xlabel(SWEPT[name])
         axis.set_xticks(x, [str(value) for value in x], fontsize=8)
         axis.set_xlim(x[0], x[-1])
         axis.set_ylim(bottom=0)
