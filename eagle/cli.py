@@ -1,14 +1,24 @@
-"""The `eagle` command. `eagle doctor` says whether trees are verified exactly on a model, or why not."""
+"""The `eagle` command: whether trees are verified exactly on a model (`doctor`), how fast they are (`bench`, `curves`).
+
+`bench` and `curves` have command lines of their own, which load torch: they are imported when they are called.
+"""
 
 import argparse
 import dataclasses
 import json
 import logging
+import sys
+from importlib import import_module
+
+ELSEWHERE = {
+    "bench": ("eagle.evaluation.bench", "measure a pair against generate and plain decoding"),
+    "curves": ("eagle.evaluation.curves", "time a step over tree size, depth, batch size and context length"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = argparse.ArgumentParser(prog="eagle", description=(__doc__ or "").split(". ")[0])
+    parser = argparse.ArgumentParser(prog="eagle", description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser("doctor", help="check in seconds whether a base model, and a head, are supported")
     doctor.add_argument("--base", required=True, help="folder or Hub id of the base model")
@@ -18,6 +28,8 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--attn-implementation", choices=("sdpa", "eager"))
     doctor.add_argument("--trust-remote-code", action="store_true")
     doctor.add_argument("--json", action="store_true", help="print one JSON document")
+    for name, (_, words) in ELSEWHERE.items():
+        commands.add_parser(name, help=words, add_help=False)
     return parser
 
 
@@ -52,6 +64,9 @@ def doctor(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in ELSEWHERE:
+        return int(import_module(ELSEWHERE[argv[0]][0]).main(argv[1:]))
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     return doctor(args)

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from eagle import EaModel
 from eagle.evaluation.bench import load_pair, measure, methods, read_prompts, table
+from eagle.evaluation.prompts import batched
 
 PAIR = Path(__file__).parent / "tiny_pair"
 GREEN, GREY, PLAIN = "\033[32m", "\033[90m", "\033[0m"
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     prompts = read_prompts(PAIR / "prompts.jsonl", tokenizer, args.num_prompts)
     colours = "NO_COLOR" not in os.environ and (sys.stdout.isatty() or "FORCE_COLOR" in os.environ)
     show(models["EAGLE-3"], prompts[0], args.max_new_token, colours)
-    rows = measure(methods(base, models), prompts, args.max_new_token, args.rounds)
+    rows = measure(methods(base, models), batched(prompts), args.max_new_token, args.rounds)
     sys.stdout.write(table(rows) + "\n")
     return 0 if all(row.ids_equal for row in rows) else 1
 

@@ -11,11 +11,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from eagle.evaluation.bench import TINY_PAIR, add_common, read_prompts, write_json
+from eagle.evaluation.pairs import DTYPES, TINY_PAIR, add_prompts, add_tree
+from eagle.evaluation.prompts import read_prompts
+from eagle.evaluation.report import write_json
 from eagle.model.ea_model import EaModel
 from eagle.model.prefix import Prefix
 
@@ -75,7 +78,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--ea-model-path", default=str(TINY_PAIR / "eagle3_head"))
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--max-new-token", type=int, default=32)
-    add_common(parser)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--json", type=Path, help="also write everything here")
+    add_tree(parser)
+    add_prompts(parser)
     return parser
 
 

@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from eagle.model.configs import EConfig
 from eagle.model.head import DraftHead, Eagle3Head, EagleHead
@@ -30,6 +31,7 @@ BOS = 0
 BOS_GAIN = 100.0
 # Score that every rotary pair adds at distance 0 in the EAGLE-3 head's attention.
 SELF_GAIN = 100.0
+ROWS_AT_ONCE = 4096
 
 Head = TypeVar("Head", bound=DraftHead)
 
@@ -80,57 +82,88 @@ def synthetic_target(
     *,
     generated: int | None = None,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> LlamaForCausalLM:
-    """Make the target of a pair.
+    """Make the target of a pair, in its own dtype and where it will run.
 
     Args:
         shape: its sizes.
         kind: "eagle" (layer 0 computes) or "eagle3" (a bigram table).
         generated: only tokens 1 to `generated` are ever likely; None means all but BOS.
         dtype: floating-point type of the weights.
+        device: where the weights are made.
         seed: of the weights.
     """
     generator = torch.Generator().manual_seed(seed)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        model = LlamaForCausalLM(llama_config(shape)).eval()
-    finally:
-        torch.set_default_dtype(before)
+    model = _empty(shape, dtype, device)
     is_eagle3 = kind == "eagle3"
     size, config = shape.hidden_size, model.config
     channels = config.num_key_value_heads * config.head_dim if is_eagle3 else size
     embeddings_VD = _embeddings(model.model.embed_tokens.weight, channels, generator)
     embeddings_VD[BOS, 0] = 1.0 if is_eagle3 else -1.0
-    for index, layer in enumerate(model.model.layers):
-        for name, weight in layer.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")) and (is_eagle3 or index > 0):
-                weight.zero_()
-            elif weight.ndim == 2:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5)
+    _fill_layers(model, is_eagle3, generator)
     if not is_eagle3:
         _hide_bos(model)
-        probe_1S = torch.arange(min(shape.vocab_size, 257))[None]
+        probe_1S = torch.arange(min(shape.vocab_size, 257), device=device)[None]
         output_1SD = model.model(probe_1S, output_hidden_states=True).hidden_states[1]
         model.model.norm.weight.fill_(output_1SD[0, 1:].float().pow(2).mean(-1).sqrt().mean())
-    head_VD = torch.randn(model.lm_head.weight.shape, generator=generator) * 4 * channels**-0.5
+    head_VD = model.lm_head.weight
+    _randomise(head_VD, 4 * channels**-0.5, generator)
     # The constant channel belongs to no token but those that must never win.
     head_VD[:, 0] = 0
     never = [BOS, *range((generated or shape.vocab_size) + 1, shape.vocab_size)]
     head_VD[never] = 0
     head_VD[never, 0] = -50.0
-    model.lm_head.weight.copy_(head_VD)
     return model
+
+
+def _empty(shape: Shape, dtype: torch.dtype, device: torch.device | str) -> LlamaForCausalLM:
+    """Return the model with unset matrices and norms of 1; initialising it would take longer than all the rest."""
+    config = llama_config(shape)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            model = LlamaForCausalLM(config).eval()
+    finally:
+        torch.set_default_dtype(before)
+    model.to_empty(device=device)
+    model.model.rotary_emb = LlamaRotaryEmbedding(config).to(device)
+    for weight in model.parameters():
+        if weight.ndim == 1:
+            weight.fill_(1.0)
+    return model
+
+
+def _fill_layers(model: LlamaForCausalLM, is_eagle3: bool, generator: torch.Generator) -> None:
+    """Fill layer 0 at random; the others are copies of it, and pass-throughs but for a computing layer 0."""
+    first, *others = model.model.layers
+    for weight in first.parameters():
+        if weight.ndim == 2:
+            _randomise(weight, weight.shape[1] ** -0.5, generator)
+    for layer in others:
+        layer.load_state_dict(first.state_dict())
+    for layer in model.model.layers if is_eagle3 else others:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+
+
+def _randomise(weight: torch.Tensor, scale: float, generator: torch.Generator) -> None:
+    """Fill a matrix with Gaussian numbers, a block of rows at a time: a whole one in fp32 may not fit beside it."""
+    for rows in weight.split(ROWS_AT_ONCE):
+        rows.copy_(torch.randn(rows.shape, generator=generator) * scale)
 
 
 def _embeddings(weight_VD: torch.Tensor, channels: int, generator: torch.Generator) -> torch.Tensor:
     """Fill rows of unit RMS that use the first `channels`, channel 0 being 1 for every token."""
-    rows_VD = torch.zeros(weight_VD.shape)
-    rows_VD[:, 1:channels] = torch.randn(len(rows_VD), channels - 1, generator=generator)
-    rows_VD *= ((weight_VD.shape[1] - 1) / rows_VD.pow(2).sum(-1, keepdim=True)).sqrt()
-    rows_VD[:, 0] = 1.0
-    return weight_VD.copy_(rows_VD)
+    weight_VD.zero_()
+    for rows_RD in weight_VD.split(ROWS_AT_ONCE):
+        drawn_RC = torch.randn(len(rows_RD), channels - 1, generator=generator)
+        drawn_RC *= ((weight_VD.shape[1] - 1) / drawn_RC.pow(2).sum(-1, keepdim=True)).sqrt()
+        rows_RD[:, 1:channels] = drawn_RC.to(rows_RD)
+        rows_RD[:, 0] = 1.0
+    return weight_VD
 
 
 def _hide_bos(model: LlamaForCausalLM) -> None:

@@ -1,0 +1,228 @@
+"""What a step costs: time of drafting and of verification over tree size, depth, batch size and context length.
+
+    eagle curves --base-model-path TARGET --ea-model-path HEAD
+    eagle curves --synthetic 7b --dtype bfloat16 --plots FOLDER
+
+One setting is varied at a time, the others stay where `--total-token`, `--depth`, `--batch-size` and
+`--context-length` put them. Rounds visit every point in turn; a point is the median over rounds of a round's median
+step. A tree of one node is plain decoding.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from eagle.evaluation.pairs import (
+    TINY_HEADS,
+    Pair,
+    add_pair_options,
+    add_prompts,
+    add_tree,
+    at_least,
+    check_pair,
+    check_tree,
+    opened,
+)
+from eagle.evaluation.plots import check_plotting, draw_curves
+from eagle.evaluation.prompts import Prompt, batched
+from eagle.evaluation.report import aligned, write_json
+from eagle.model.configs import tree_config
+from eagle.model.ea_model import EaModel
+
+WARM_STEPS = 2
+# What can be varied, and the options that say over which values.
+SWEEPS = {"total_token": "total_tokens", "depth": "depths", "batch": "batch_sizes", "context": "context_lengths"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Tree, rows and prompt tokens of one point."""
+
+    total_token: int
+    depth: int
+    top_k: int
+    batch: int
+    context: int
+
+
+@dataclass
+class Point:
+    """One point of one curve; a round adds its median step to each list, in milliseconds."""
+
+    swept: str
+    setting: Setting
+    nodes: int = 1
+    steps: list[float] = field(default_factory=list)
+    drafts: list[float] = field(default_factory=list)
+    verifies: list[float] = field(default_factory=list)
+
+    @property
+    def value(self) -> int:
+        """What the varied setting is here."""
+        return int(getattr(self.setting, self.swept))
+
+    @property
+    def draft_ms(self) -> float:
+        """Drafting, the head's reading of accepted tokens included."""
+        return statistics.median(self.drafts)
+
+    @property
+    def verify_ms(self) -> float:
+        """The target's forward over the tree."""
+        return statistics.median(self.verifies)
+
+    @property
+    def step_ms(self) -> float:
+        """The whole step."""
+        return statistics.median(self.steps)
+
+    @property
+    def rest_ms(self) -> float:
+        """Acceptance, commit and the host's bookkeeping."""
+        return max(0.0, self.step_ms - self.draft_ms - self.verify_ms)
+
+
+def points_of(args: argparse.Namespace) -> list[Point]:
+    """Return the points of all curves that were asked for."""
+    base = Setting(args.total_token, args.depth, args.top_k, args.batch_size, args.context_length)
+    return [
+        Point(swept, replace(base, **{swept: value}))
+        for swept, option in SWEEPS.items()
+        for value in getattr(args, option)
+    ]
+
+
+def run(model: EaModel, setting: Setting, prompt: Prompt, steps: int) -> list[tuple[float, float, float]]:
+    """Take up to `steps` steps; return (whole, draft, verify) of each, in seconds."""
+    drafts = setting.total_token > 1
+    if drafts:
+        # The limit is out of reach: near it trees are cut short.
+        model.ea_layer.tree = tree_config(setting.total_token, setting.depth, setting.top_k, 1.0)
+    generate = model.ea_generate if drafts else model.naive_generate
+    new = (steps + 1) * (setting.depth + 2)
+    stream = generate(prompt.ids_BS, attention_mask=prompt.mask_BS, max_new_tokens=new, max_length=prompt.width + new)
+    taken, before = [], (0.0, 0.0, 0.0)
+    for _ in stream:
+        stats = model.stats
+        now = (stats.decode_seconds, stats.stage_seconds["draft"], stats.stage_seconds["verify"])
+        if stats.steps:
+            taken.append(tuple(a - b for a, b in zip(now, before, strict=True)))
+        before = now
+        if len(taken) == steps:
+            break
+    return taken  # type: ignore[return-value]
+
+
+def measure(
+    model: EaModel, points: Sequence[Point], prompts: dict[tuple[int, int], Prompt], steps: int, rounds: int
+) -> None:
+    """Fill the points in alternating rounds, after a warm-up of each."""
+    for point in points:
+        run(model, point.setting, _prompt(point, prompts), WARM_STEPS)
+        point.nodes = model.ea_layer.tree.nodes if point.setting.total_token > 1 else 1
+    for point in tqdm(list(points) * rounds, unit="point", leave=False, disable=None):
+        taken = run(model, point.setting, _prompt(point, prompts), steps)
+        columns = zip(*taken, strict=True)
+        for column, kept in zip(columns, (point.steps, point.drafts, point.verifies), strict=True):
+            kept.append(1000 * statistics.median(column))
+
+
+def _prompt(point: Point, prompts: dict[tuple[int, int], Prompt]) -> Prompt:
+    return prompts[point.setting.batch, point.setting.context]
+
+
+def prompts_of(pair: Pair, points: Sequence[Point], args: argparse.Namespace) -> dict[tuple[int, int], Prompt]:
+    """Return a prompt for every batch size and context length of the points."""
+    shapes = {(point.setting.batch, point.setting.context) for point in points}
+    return {
+        (batch, context): batched(pair.prompts(args, batch, context), batch)[0] for batch, context in sorted(shapes)
+    }
+
+
+def table(points: Sequence[Point]) -> str:
+    """Return the points as aligned text."""
+    header = ["varied", "value", "nodes", "draft ms", "verify ms", "rest ms", "step ms", "to plain"]
+    plain = next((p.step_ms for p in points if p.setting.total_token == 1), None)
+    lines = [
+        [
+            point.swept.replace("_", " "),
+            str(point.value),
+            str(point.nodes),
+            *(f"{value:.2f}" for value in (point.draft_ms, point.verify_ms, point.rest_ms, point.step_ms)),
+            f"{point.step_ms / plain:.2f}x" if plain and point.swept in ("total_token", "depth") else "–",
+        ]
+        for point in points
+    ]
+    return aligned(header, lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(prog="eagle curves", description=(__doc__ or "").split("\n")[0])
+    add_pair_options(parser, TINY_HEADS[1:])
+    add_prompts(parser)
+    group = parser.add_argument_group("where the other settings stay")
+    add_tree(parser)
+    group.add_argument("--batch-size", type=int, default=1)
+    group.add_argument("--context-length", type=int, default=128)
+    group = parser.add_argument_group("over which values each is varied")
+    group.add_argument("--total-tokens", type=int, nargs="*", default=[1, 4, 8, 16, 32, 60], help="1: plain decoding")
+    group.add_argument("--depths", type=int, nargs="*", default=[1, 2, 4, 7])
+    group.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 2, 4, 8])
+    group.add_argument("--context-lengths", type=int, nargs="*", default=[64, 256, 512, 1024])
+    parser.add_argument("--steps", type=int, default=16, help="per point and round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write everything here")
+    parser.add_argument("--plots", type=Path, help="also draw curves.png into this folder")
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Check all options before anything is loaded.
+
+    Raises:
+        ValueError: naming the option.
+        ImportError: `--plots` without matplotlib.
+    """
+    at_least(
+        1, args, "total_tokens", "batch_sizes", "context_lengths", "batch_size", "context_length", "steps", "rounds"
+    )
+    at_least(2, args, "total_token")
+    check_pair(args)
+    for depth in [args.depth, *args.depths]:
+        check_tree([args.total_token, *(size for size in args.total_tokens if size > 1)], depth, args.top_k)
+    if len(args.ea_model_path or ()) > 1:
+        raise ValueError("--ea-model-path: one head at a time")
+    if not points_of(args):
+        raise ValueError("nothing is varied: give values to one of --total-tokens, --depths, …")
+    if args.plots is not None:
+        check_plotting()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and report."""
+    options = parser()
+    args = options.parse_args(argv)
+    try:
+        check(args)
+    except (ValueError, ImportError) as refusal:
+        options.error(str(refusal))
+    points = points_of(args)
+    with opened(args) as pair:
+        model = pair.model(pair.heads[0], args.total_token, args.depth, args.top_k)
+        measure(model, points, prompts_of(pair, points, args), args.steps, args.rounds)
+    sys.stdout.write(table(points) + "\n")
+    derived = ("value", "draft_ms", "verify_ms", "rest_ms", "step_ms")
+    write_json(args, {"points": [asdict(p) | {name: getattr(p, name) for name in derived} for p in points]})
+    if args.plots is not None:
+        sys.stdout.write(f"{draw_curves(points, args.plots / 'curves.png')}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

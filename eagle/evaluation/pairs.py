@@ -1,0 +1,180 @@
+"""The pair under measurement: loaded from paths, or synthetic of any shape; the options and prompts that go with it."""
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from eagle.evaluation.prompts import of_length, random_prompts, read_prompts
+from eagle.evaluation.synthetic import SHAPES, synthetic_eagle3_head, synthetic_eagle_head, synthetic_target
+from eagle.model.checkpoint import read_config, save_head
+from eagle.model.configs import tree_config
+from eagle.model.ea_model import EaModel
+from eagle.model.loading import load_base
+
+TINY_PAIR = Path("examples/tiny_pair")
+TINY_HEADS = (str(TINY_PAIR / "eagle_head"), str(TINY_PAIR / "eagle3_head"))
+SYNTHETIC_PROMPT = 64  # tokens, where no length is asked for
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A base model and the folders of its heads; a synthetic pair has no tokenizer, and its folder is temporary."""
+
+    base: Any
+    path: str
+    heads: tuple[str, ...]
+    tokenizer: Any | None
+
+    def model(self, head: str, total_token: int, depth: int, top_k: int, tree: str = "dynamic") -> EaModel:
+        """Put one of the heads on the base."""
+        return EaModel(None, self.base, self.path, head, total_token, depth, top_k, tree=tree)
+
+    def prompts(self, args: argparse.Namespace, count: int, length: int | None) -> list[torch.Tensor]:
+        """Return up to `count` prompts [1, S] on the base's device, of `length` tokens or as they are."""
+        if self.tokenizer is None:
+            rows = random_prompts(count, length or SYNTHETIC_PROMPT, self.base.config.vocab_size)
+        else:
+            rows = read_prompts(args.prompts, self.tokenizer, count)
+            rows = rows if length is None else of_length(rows, length, self.tokenizer.bos_token_id)
+        return [row.to(self.base.device) for row in rows]
+
+
+def add_pair_options(parser: argparse.ArgumentParser, heads: Sequence[str] = TINY_HEADS) -> None:
+    """Add what says which pair is measured, `heads` being those of the shipped one that are used by default."""
+    group = parser.add_argument_group("the pair (default: the shipped tiny one)")
+    group.add_argument("--base-model-path", help="folder or Hub id of the base model")
+    group.add_argument("--ea-model-path", nargs="+", help="its heads")
+    group.add_argument("--synthetic", choices=tuple(SHAPES), help="make a pair of this shape instead")
+    group.add_argument("--kind", choices=("eagle", "eagle3"), help="of the synthetic pair (default: eagle)")
+    group.add_argument("--noise", type=float, help="on the synthetic head: 0 accepts all, more accepts less")
+    group.add_argument("--draft-vocabulary", type=int, help="tokens that a synthetic EAGLE-3 head drafts")
+    group.add_argument("--dtype", choices=DTYPES, default="float32")
+    group.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.set_defaults(default_heads=tuple(heads))
+
+
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+    """Add where texts come from."""
+    parser.add_argument("--prompts", type=Path, default=TINY_PAIR / "prompts.jsonl", help="JSON lines with `text`")
+
+
+def add_tree(parser: argparse.ArgumentParser) -> None:
+    """Add how one tree grows."""
+    parser.add_argument("--total-token", type=int, default=12, help="nodes of the tree, root included; -1: automatic")
+    add_tree_limits(parser)
+
+
+def add_tree_limits(parser: argparse.ArgumentParser) -> None:
+    """Add what bounds every tree."""
+    parser.add_argument("--depth", type=int, default=4, help="expansions of the tree after the first")
+    parser.add_argument("--top-k", type=int, default=4, help="children per expanded node")
+
+
+def at_least(low: float, args: argparse.Namespace, *names: str) -> None:
+    """Check options, each a number or several.
+
+    Raises:
+        ValueError: one is below `low`; the message names it.
+    """
+    for name in names:
+        value = getattr(args, name)
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and one < low:
+                raise ValueError(f"--{name.replace('_', '-')}={one} must be at least {low:g}")
+
+
+def check_pair(args: argparse.Namespace) -> None:
+    """Check the options of `add_pair_options`, and `--prompts`, before anything is loaded.
+
+    Raises:
+        ValueError: options that exclude each other or are out of range.
+    """
+    own = [name for name in ("kind", "noise", "draft_vocabulary") if getattr(args, name) is not None]
+    if args.synthetic is None and own:
+        raise ValueError(f"--{own[0].replace('_', '-')} shapes a synthetic pair: add --synthetic")
+    if args.synthetic is not None and (args.base_model_path or args.ea_model_path):
+        raise ValueError("--synthetic makes both models: leave out --base-model-path and --ea-model-path")
+    if (args.base_model_path is None) != (args.ea_model_path is None):
+        raise ValueError("--base-model-path and --ea-model-path go together")
+    if args.draft_vocabulary is not None and args.kind != "eagle3":
+        raise ValueError("--draft-vocabulary is EAGLE-3's: add --kind eagle3")
+    at_least(0, args, "noise")
+    at_least(1, args, "draft_vocabulary")
+    if args.synthetic is not None:
+        most = SHAPES[args.synthetic].vocab_size - 1
+        if (args.draft_vocabulary or 0) > most:
+            raise ValueError(f"--draft-vocabulary={args.draft_vocabulary} must be at most {most}")
+    elif not args.prompts.is_file():
+        raise ValueError(f"--prompts={args.prompts} is not a file")
+
+
+def check_tree(total_tokens: Sequence[int], depth: int, top_k: int) -> None:
+    """Check a tree's bounds by building its configuration; -1 stands for any size.
+
+    Raises:
+        ValueError: see `TreeConfig`.
+    """
+    for total_token in total_tokens:
+        tree_config(60 if total_token == -1 else total_token, depth, top_k, 1.0)
+
+
+@contextmanager
+def opened(args: argparse.Namespace) -> Iterator[Pair]:
+    """Load or make the pair; models must be put together within the block."""
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = getattr(torch, args.dtype)
+    if args.synthetic is None:
+        path = args.base_model_path or str(TINY_PAIR / "target")
+        heads = tuple(args.ea_model_path or args.default_heads)
+        for head in heads:
+            read_config(head)  # a missing head is found before minutes of loading
+        base = load_base(path, {"dtype": dtype}).to(device).eval()
+        yield Pair(base, path, heads, AutoTokenizer.from_pretrained(path))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield _synthetic(args, dtype, device, folder)
+
+
+def _synthetic(args: argparse.Namespace, dtype: torch.dtype, device: torch.device, folder: str) -> Pair:
+    kind, vocabulary = args.kind or "eagle", args.draft_vocabulary
+    base = synthetic_target(SHAPES[args.synthetic], kind, generated=vocabulary, dtype=dtype, device=device)
+    if kind == "eagle":
+        save_head(synthetic_eagle_head(base, noise=args.noise or 0.0), folder)
+    else:
+        save_head(synthetic_eagle3_head(base, draft_vocabulary=vocabulary, noise=args.noise or 0.0), folder)
+    return Pair(base, f"synthetic {args.synthetic}", (folder,), None)
+
+
+def load_models(pair: Pair, total_tokens: Sequence[int], depth: int, top_k: int) -> dict[str, EaModel]:
+    """Put every head on the base, by name: the static tree of EAGLE-1/2 heads, and dynamic ones of every size.
+
+    Args:
+        pair: base and heads.
+        total_tokens: sizes of dynamic trees, -1 for an automatic one; several are told apart as "EAGLE-2 [26]".
+        depth, top_k: what bounds the dynamic trees.
+    """
+    models: dict[str, EaModel] = {}
+    for folder in pair.heads:
+        first = pair.model(folder, 2, depth, top_k)  # tells the kind; the others share its weights
+        kind = "EAGLE-3" if first.use_eagle3 else "EAGLE-2"
+        clash = any(name.split()[0] == kind for name in models)
+        suffix = f" {Path(folder).name}" if clash else ""
+        made: dict[str, EaModel] = {}
+        if not first.use_eagle3:
+            made["EAGLE-1" + suffix] = pair.model(folder, 2, depth, top_k, "static")
+        for total_token in total_tokens:
+            size = f" [{'auto' if total_token == -1 else total_token}]"
+            label = size if len(total_tokens) > 1 or total_token == -1 else ""
+            made[kind + suffix + label] = pair.model(folder, total_token, depth, top_k)
+        for model in made.values():
+            model.ea_layer.head = first.ea_layer.head
+        models |= made
+    return models

@@ -1,0 +1,77 @@
+"""Prompts: read from JSON lines or drawn at random, brought to a length, gathered into left-padded batches.
+
+Shapes: B batch, S prompt tokens.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eagle.evaluation.synthetic import BOS
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One batch of prompts: ids [B, S], padded on the left, and a mask [B, S] with 0 for pads."""
+
+    ids_BS: torch.Tensor
+    mask_BS: torch.Tensor
+
+    @property
+    def width(self) -> int:
+        """Prompt tokens per row, pads included."""
+        return int(self.ids_BS.shape[1])
+
+
+def read_prompts(path: Path, tokenizer: Any, count: int, kind: str | None = None) -> list[torch.Tensor]:
+    """Read up to `count` prompts [1, S] from JSON lines with `text` and optionally `kind`."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    texts = [line["text"] for line in lines if kind is None or line.get("kind") == kind]
+    return [_with_bos(tokenizer, tokenizer(text)["input_ids"]) for text in texts[:count]]
+
+
+def _with_bos(tokenizer: Any, ids: list[int]) -> torch.Tensor:
+    bos = tokenizer.bos_token_id
+    return torch.tensor([ids if bos is None or ids[:1] == [bos] else [bos, *ids]])
+
+
+def random_prompts(count: int, length: int, vocabulary: int, seed: int = 0) -> list[torch.Tensor]:
+    """Draw prompts [1, length] of a synthetic pair: BOS, then any other tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    ids_RS = torch.randint(1, vocabulary, (count, length), generator=generator)
+    ids_RS[:, 0] = BOS
+    return list(ids_RS.split(1))
+
+
+def of_length(rows: Sequence[torch.Tensor], length: int, bos: int | None) -> list[torch.Tensor]:
+    """Bring prompts [1, S] to one length: cut, or continued with the prompts that follow, without their BOS."""
+    texts = [row[0, 1:] if bos is not None and int(row[0, 0]) == bos else row[0] for row in rows]
+    made = []
+    for index, row in enumerate(rows):
+        parts, following = [row[0]], index + 1
+        while sum(map(len, parts)) < length:
+            parts.append(texts[following % len(texts)])
+            following += 1
+        made.append(torch.cat(parts)[None, :length])
+    return made
+
+
+def batched(rows: Sequence[torch.Tensor], batch: int = 1, pad: int = 0) -> list[Prompt]:
+    """Gather prompts [1, S] into batches of `batch` rows; the last batch is filled up with the first prompts."""
+    short = -len(rows) % batch
+    filled = [*rows, *(rows[index % len(rows)] for index in range(short))]
+    return [_padded(filled[start : start + batch], pad) for start in range(0, len(filled), batch)]
+
+
+def _padded(rows: Sequence[torch.Tensor], pad: int) -> Prompt:
+    width = max(row.shape[1] for row in rows)
+    missing = [width - row.shape[1] for row in rows]
+    functional = torch.nn.functional
+    ids_BS = torch.cat([functional.pad(row, (n, 0), value=pad) for row, n in zip(rows, missing, strict=True)])
+    ones = [torch.ones_like(row) for row in rows]
+    mask_BS = torch.cat([functional.pad(row, (n, 0)) for row, n in zip(ones, missing, strict=True)])
+    return Prompt(ids_BS, mask_BS)

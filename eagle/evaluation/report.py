@@ -1,0 +1,125 @@
+"""What a measurement looks like: aligned tables for a person, one JSON document for a program."""
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import eagle
+from eagle.evaluation.measure import Row
+from eagle.model.stats import STAGES
+
+UNKNOWN = "–"
+PARTS = (*STAGES, "host")
+
+
+def aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table: the first column to the left, the others to the right, the last one ragged."""
+    widths = [max(len(line[index]) for line in [header, *lines]) for index in range(len(header))]
+    widths[0] = max(widths[0], 16)
+    # The last column is ragged, so that a line ends with what it says.
+    pads = [f"<{widths[0]}", *(f">{width + 3}" for width in widths[1:-1])]
+    return "\n".join(
+        "".join(f"{cell:{pad}}" for cell, pad in zip(line, pads, strict=False)) + "  " + line[-1]
+        for line in [header, *lines]
+    )
+
+
+def number(value: float | None, digits: int = 0, unit: str = "") -> str:
+    """Return a number as text, a dash for what nobody measured."""
+    return UNKNOWN if value is None or math.isnan(value) else f"{value:.{digits}f}{unit}"
+
+
+def _setting(rows: Sequence[Row]) -> list[str]:
+    """Return the columns that tell rows of one method apart."""
+    wanted = {"batch": {row.batch_size for row in rows} - {1}, "prompt": {row.prompt_length for row in rows} - {None}}
+    return [name for name, values in wanted.items() if values]
+
+
+def _placed(row: Row, columns: Sequence[str]) -> list[str]:
+    length = "as is" if row.prompt_length is None else str(row.prompt_length)
+    known = {"batch": str(row.batch_size), "prompt": length}
+    return [row.name, *(known[name] for name in columns)]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return what every method did as aligned text."""
+    columns = _setting(rows)
+    memory = ["peak MB"] if any(row.peak_bytes for row in rows) else []
+    header = ["method", *columns, "tokens", "steps", "τ", "tokens/s", "speed-up", *memory, "ids equal"]
+    lines = [
+        [
+            *_placed(row, columns),
+            str(row.tokens),
+            number(row.steps),
+            number(row.acceptance_length, 2),
+            number(row.tokens_per_second, 1),
+            number(row.speedup, 2, "x"),
+            *([number(row.peak_bytes / 1e6)] if memory else []),
+            "yes" if row.ids_equal else "no",
+        ]
+        for row in rows
+    ]
+    return aligned(header, lines)
+
+
+def split_table(rows: Sequence[Row]) -> str:
+    """Return where the time goes, in milliseconds, as aligned text; methods without steps of their own have dashes."""
+    columns = _setting(rows)
+    header = ["ms per step", *columns, "prefill", *PARTS, "step", "outside the models"]
+    lines = []
+    for row in rows:
+        parts = row.step_ms
+        step = sum(parts.values()) if parts else None
+        figures = [number(parts.get(name), 2) for name in PARTS]
+        outside = number(100 * row.outside_share, 0, " %")
+        lines.append([*_placed(row, columns), number(row.prefill_ms, 1), *figures, number(step, 2), outside])
+    return aligned(header, lines)
+
+
+def provenance() -> dict[str, Any]:
+    """Return what a reader needs to repeat a measurement: versions, device, threads, commit."""
+    folder = Path(eagle.__file__).parent
+    commit = subprocess.run(["git", "-C", folder, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    names = [line for line in _cpu_info() if line.startswith("model name")]
+    return {
+        "eagle": eagle.__version__,
+        "commit": commit.stdout.strip() or None,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "processor": names[0].split(":")[1].strip() if names else platform.processor(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+        "blocking_launches": os.environ.get("CUDA_LAUNCH_BLOCKING") == "1",
+    }
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def write_json(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Write results beside provenance and settings, where `--json` asks for it; what nobody measured is null."""
+    if args.json is not None:
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        document = {"provenance": provenance(), "settings": settings, **results}
+        args.json.write_text(json.dumps(_plain(document), indent=1, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Return the same with null for NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
