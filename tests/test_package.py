@@ -12,14 +12,16 @@ import eagle
 ROOT = Path(eagle.__file__).parent
 RANKS = {
     **dict.fromkeys(["choices", "tree", "stats", "kv_cache", "sampling", "facade"], 0),
-    "configs": 0.5,
+    **dict.fromkeys(["configs", "bucket_cache"], 0.5),
     **dict.fromkeys(["verify", "head", "support", "rows", "reference", "adapters"], 1),
     "checkpoint": 1.5,
     "target": 2,
     "drafter": 2,
     "loading": 2,
     **dict.fromkeys(["prefix", "inputs"], 2.5),
-    "decoding": 3,
+    **dict.fromkeys(["decoding", "device_step"], 3),
+    "graphs": 3.2,
+    "graphed": 3.5,
     "request": 3,
     "output": 3.5,
     "autotree": 3,

@@ -55,10 +55,10 @@ class Generation:
         """Allocate caches for the rows that run."""
         pads = [self.pads[row] for row in self.running]
         batch, capacity = len(self.running), self._capacity
-        self.cache: KVCache = self.target.new_cache(batch, capacity, pads, self.request.bucket)
+        self.cache: KVCache = self.target.new_cache(batch, capacity, pads)
         self.draft_state: DraftState | None = None
         if self.drafter is not None:
-            self.draft_state = self.drafter.start(batch, self.request.limit, pads, self.request.bucket)
+            self.draft_state = self.drafter.start(batch, self.request.limit, pads)
 
     @property
     def _capacity(self) -> int:
@@ -78,9 +78,9 @@ class Generation:
             assert left.draft_state is not None
             self.draft_state = self.drafter.resume(left.draft_state, kept, self.request.limit)
 
-    def leave_prefix(self) -> None:
-        """Hand the caches to the next call that begins with the same tokens."""
-        if self.prefix is not None:
+    def close(self, is_whole: bool) -> None:
+        """End the call; after a whole step the next one that begins with the same tokens gets the caches."""
+        if is_whole and self.prefix is not None:
             ids = self.rows.ids()[0, : self.cache.lengths[0]].tolist()
             self.prefix.leave(Left(ids, self.target, self.cache, self.drafter, self.draft_state))
 
@@ -213,7 +213,8 @@ class Generation:
             acceptance = accept_stepwise(tree, logits_BNV, groups, pick)
             walked = acceptance.read()
         else:
-            acceptance = accept(tree, logits_BNV, sampler, positions, running)
+            stops_early = logits_BNV.device.type == "cpu"  # elsewhere the host would wait
+            acceptance = accept(tree, logits_BNV, sampler.picker(positions, running), stops_early)
             walked = acceptance.read()
             self._push_all(walked, active)
         return acceptance, walked, [rows.new[row][start:] for row, start in zip(running, before, strict=True)]
@@ -292,5 +293,4 @@ def decode(generation: Generation) -> Iterator[DecodeStep]:
         if noise is not None:
             noise.rewind(max(map(len, generation.rows.new)))
     finally:
-        if is_whole:
-            generation.leave_prefix()
+        generation.close(is_whole)

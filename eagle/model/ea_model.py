@@ -19,6 +19,8 @@ from eagle.model.decoding import Generation
 from eagle.model.diagnosis import Report, diagnose
 from eagle.model.drafter import Drafter
 from eagle.model.facade import Facade
+from eagle.model.graphed import begin
+from eagle.model.graphs import graph_pool
 from eagle.model.head import EagleHead
 from eagle.model.inputs import check_ids
 from eagle.model.loading import load_base, load_tokenizer
@@ -49,6 +51,7 @@ class EaModel(Facade, nn.Module):
         threshold: drop nodes with a smaller cumulative probability; 1.0 drops none.
         ea_layer_state_dict: the head's tensors, where they are loaded already.
         tree: "dynamic" (EAGLE-2 and 3), "static" (EAGLE-1), or a list of root-to-node paths.
+        cuda_graphs: run steps as CUDA graphs; off because it has not been run on a GPU yet.
         hub: revision, token, cache_dir, … for the head's download.
 
     Raises:
@@ -70,6 +73,7 @@ class EaModel(Facade, nn.Module):
         ea_layer_state_dict: dict[str, torch.Tensor] | None = None,
         *,
         tree: str | Sequence[Sequence[int]] = "dynamic",
+        cuda_graphs: bool = False,
         **hub: Any,
     ) -> None:
         super().__init__()
@@ -101,6 +105,7 @@ class EaModel(Facade, nn.Module):
         if trees.nodes < trees.total_token and trees.static is None:
             logger.info("total_token=%d clipped to %d: depth and top_k fill no more", total_token, trees.nodes)
         self.stats = GenerationStats()
+        self.graphs = graph_pool(cuda_graphs, self.target)
         self.prefix = Prefix()
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenizer_options: dict[str, Any] = {}
@@ -121,12 +126,13 @@ class EaModel(Facade, nn.Module):
         threshold: float = 1.0,
         *,
         tree: str | Sequence[Sequence[int]] = "dynamic",
+        cuda_graphs: bool = False,
         **kwargs: Any,
     ) -> "EaModel":
         """Load a base model and a draft head.
 
         Args:
-            use_eagle3, total_token, depth, top_k, threshold, tree: see the class.
+            use_eagle3, total_token, depth, top_k, threshold, tree, cuda_graphs: see the class.
             base_model_path: folder or Hub id of any decoder-only causal LM.
             ea_model_path: folder or Hub id of the head.
             kwargs: passed to the base model's `from_pretrained` (`torch_dtype`, `device_map`, `attn_implementation`,
@@ -134,21 +140,14 @@ class EaModel(Facade, nn.Module):
         """
         if base_model_path is None or ea_model_path is None:
             raise ValueError("from_pretrained needs base_model_path and ea_model_path")
+        sizes = {"total_token": total_token, "depth": depth, "top_k": top_k}
         tree_config(60 if total_token == -1 else total_token, depth, top_k, threshold, tree)
         hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs and name != "revision"}
         read_config(str(ea_model_path), **hub)  # a missing head is found before minutes of loading
         base_model = load_base(str(base_model_path), kwargs)
+        paths = (str(base_model_path), str(ea_model_path))
         model = cls(
-            use_eagle3,
-            base_model,
-            str(base_model_path),
-            str(ea_model_path),
-            total_token,
-            depth,
-            top_k,
-            threshold,
-            tree=tree,
-            **hub,
+            use_eagle3, base_model, *paths, **sizes, threshold=threshold, tree=tree, cuda_graphs=cuda_graphs, **hub
         )
         model._tokenizer_options = {name: kwargs[name] for name in TOKENIZER_KEYWORDS if name in kwargs}
         return model
@@ -282,7 +281,7 @@ class EaModel(Facade, nn.Module):
         """Check a call and allocate its caches; nothing has run yet."""
         request = prepare(base, self.target, arguments, lambda: self.tokenizer)
         prefix = reusable(arguments, request, self.prefix)
-        generation = Generation(self.target, drafter, request, self._taps, prefix)
+        generation = begin(self.graphs, self.target, drafter, request, self._taps, prefix)
         self.stats = generation.stats
         return generation
 
