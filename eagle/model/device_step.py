@@ -156,7 +156,7 @@ class Arena:
             self.draft_state.settle(counts)
 
     @property
-    def _moving(self) -> list[torch.Tensor]:
+    def moving(self) -> list[torch.Tensor]:
         """What a step changes beyond undecided slots."""
         moving = [self.roots_B, self.cache.lengths_B]
         state = self.draft_state
@@ -164,11 +164,11 @@ class Arena:
 
     def saved(self) -> list[torch.Tensor]:
         """Return what `restore` needs to let the next step be run again."""
-        return [tensor.clone() for tensor in self._moving]
+        return [tensor.clone() for tensor in self.moving]
 
     def restore(self, saved: Sequence[torch.Tensor]) -> None:
         """Undo the steps since `saved`; what they wrote into the caches is undecided again."""
-        for tensor, before in zip(self._moving, saved, strict=True):
+        for tensor, before in zip(self.moving, saved, strict=True):
             tensor.copy_(before)
         for cache in (self.cache, self.draft_state.cache if self.draft_state is not None else self.cache):
             cache.drop_undecided()
@@ -235,6 +235,11 @@ class DeviceStep:
     def outcome_BX(self) -> torch.Tensor:
         """The last step's packed `Acceptance`, overwritten by the next."""
         return self._outputs[0]
+
+    @property
+    def effects(self) -> list[torch.Tensor]:
+        """What two runs from the same state must agree on: the outcome and every count and token it moves."""
+        return [self.outcome_BX, *(t for t in self.arena.moving if not t.is_floating_point())]
 
     def read(self) -> Walked:
         """Copy the outcome to the host, the only wait of a step."""

@@ -140,15 +140,13 @@ class EaModel(Facade, nn.Module):
         """
         if base_model_path is None or ea_model_path is None:
             raise ValueError("from_pretrained needs base_model_path and ea_model_path")
-        sizes = {"total_token": total_token, "depth": depth, "top_k": top_k}
         tree_config(60 if total_token == -1 else total_token, depth, top_k, threshold, tree)
         hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs and name != "revision"}
         read_config(str(ea_model_path), **hub)  # a missing head is found before minutes of loading
         base_model = load_base(str(base_model_path), kwargs)
         paths = (str(base_model_path), str(ea_model_path))
-        model = cls(
-            use_eagle3, base_model, *paths, **sizes, threshold=threshold, tree=tree, cuda_graphs=cuda_graphs, **hub
-        )
+        more: dict[str, Any] = {"tree": tree, "cuda_graphs": cuda_graphs, **hub}
+        model = cls(use_eagle3, base_model, *paths, total_token, depth, top_k, threshold, **more)
         model._tokenizer_options = {name: kwargs[name] for name in TOKENIZER_KEYWORDS if name in kwargs}
         return model
 
