@@ -101,10 +101,8 @@ def test_accepted_paths_move_keys_and_features_on_the_device(tmp_path, kind, noi
     (exact, run), (replayed, other) = runs
     assert run.rows.new == other.rows.new and backend.replays > 0
     assert run.stats.accepted_per_step[: len(ids)] == other.stats.accepted_per_step[: len(ids)]
-    assert (
-        other.stats.acceptance_length == pytest.approx(run.stats.acceptance_length)
-        and max(other.stats.accepted_per_step) >= 3
-    )
+    assert other.stats.accepted_per_depth == run.stats.accepted_per_depth
+    assert max(other.stats.accepted_per_step) >= 2
     for a, b in zip(exact[1:-2], replayed[1:-2], strict=True):
         rows = [index for index, row in enumerate(a.tree_rows) if a.tokens[row]]
         same = [b.tree_rows.index(a.tree_rows[index]) for index in rows]
@@ -116,7 +114,7 @@ def test_accepted_paths_move_keys_and_features_on_the_device(tmp_path, kind, noi
 def test_rows_that_end_inside_an_accepted_path_stay_where_they_are(tmp_path, stop):
     model = synthetic_pair(tmp_path, "eagle3", total_token=14, top_k=4)
     backend, ids = on_tape(model, 128), synthetic_prompt(3)
-    mask = torch.ones_like(ids)
+    mask, model.base_model.generation_config.pad_token_id = torch.ones_like(ids), 0
     free = generate_ids(model.base_model, ids, mask, 30)
     with ends_at(model.base_model, [int(free[0, ids.shape[1] + stop]), int(free[1, ids.shape[1] + 2 * stop])]):
         check_ids(model, ids, mask, new=30)
@@ -128,7 +126,7 @@ def test_a_full_bucket_is_exchanged_for_one_of_twice_its_size(tmp_path, caplog, 
     model = synthetic_pair(tmp_path, "eagle", total_token=14, top_k=4)
     backend, ids = on_tape(model, 64), synthetic_prompt(batch)
     for _ in range(2):  # the second call begins in the small arena again, its graph still there
-        check_ids(model, ids, torch.ones_like(ids), new=90)
+        check_ids(model, ids, torch.ones_like(ids), new=60)
         assert model.stats.acceptance_length > DEPTH  # the head's cache has moved along
         assert backend.captures == 2
     sizes = [record.args[0] for record in caplog.records if record.msg.startswith("captured")]
