@@ -7,6 +7,7 @@ import copy
 import gc
 import logging
 
+import peft
 import pytest
 import torch
 from architectures import base_model, prompts
@@ -19,6 +20,7 @@ from test_synthetic import DEPTH, synthetic_pair, synthetic_prompt
 
 from eagle.model.bucket_cache import BucketCache
 from eagle.model.decoding import decode
+from eagle.model.device_step import Arena
 from eagle.model.drafter import Drafter
 from eagle.model.graphed import GraphedGeneration
 from eagle.model.graphs import GraphPool
@@ -167,6 +169,37 @@ def test_exchanged_weights_get_graphs_of_their_own(tmp_path):
     model.base_model.lm_head.weight = before
     check_ids(model, ids, mask, new=8)
     assert backend.captures == 2
+
+
+def test_switched_adapters_get_graphs_of_their_own(tmp_path):
+    wrapped = peft.get_peft_model(
+        copy.deepcopy(base_model("llama")),
+        peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+    ).eval()
+    model = ea_model(tmp_path, wrapped)
+    backend, (ids, mask) = on_tape(model), prompts(model.base_model, 1)
+    check_ids(model, ids, mask, new=8)
+    with wrapped.disable_adapter():
+        check_ids(model, ids, mask, new=8)
+    check_ids(model, ids, mask, new=8)
+    assert backend.captures == 2
+
+
+def test_a_failed_move_gives_the_arena_back(tmp_path, monkeypatch):
+    model = ea_model(tmp_path)
+    backend, (ids, mask) = on_tape(model), prompts(model.base_model, 1)
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="out of memory"):
+        patched.setattr(Arena, "load", raising("out of memory"))
+        model.eagenerate(ids, max_new_tokens=8)
+    check_ids(model, ids, mask, new=8)
+    assert backend.captures == 1
+
+
+def raising(message):
+    def call(*args):
+        raise RuntimeError(message)
+
+    return call
 
 
 def test_a_second_stream_runs_beside_the_first_without_graphs(tmp_path):

@@ -43,9 +43,10 @@ class GraphedGeneration(Generation):
         """Run the prompt, pick the first token of every row and move into an arena."""
         step = super().prefill()
         if not self.is_done:
-            arena = self.graphs.take(self.target, self.drafter, len(self.running), max(self.cache.lengths))
-            arena.load(self.cache, self.draft_state, self.roots_B)
-            self._settle_in(arena)
+            # Noted before it is filled, so that it goes back even if that fails.
+            self.arena = self.graphs.take(self.target, self.drafter, len(self.running), max(self.cache.lengths))
+            self.arena.load(self.cache, self.draft_state, self.roots_B)
+            self._settle_in(self.arena)
         return step
 
     def _settle_in(self, arena: Arena) -> DeviceStep:
