@@ -123,6 +123,21 @@ def test_rows_that_end_inside_an_accepted_path_stay_where_they_are(tmp_path, sto
     assert backend.replays > 0 and max(model.stats.accepted_per_step) >= 4
 
 
+def test_rows_that_have_ended_no_longer_advance_on_the_device(tmp_path):
+    model = ea_model(tmp_path)
+    ids, mask = prompts(model.base_model, 3)
+    free = generate_ids(model.base_model, ids, mask, NEW)
+    with ends_at(model.base_model, [int(free[0, ids.shape[1] + 2])]):
+        running = generation(model, ids, mask, new=NEW, graphs=GraphPool(TapeBackend(), BUCKET))
+        lengths, finished = [], []
+        for step in decode(running):
+            finished.append(step.finished[0])
+            if running.arena is not None:
+                lengths.append(running.arena.cache.lengths_B.tolist()[0])
+    after = lengths[finished.index("eos") :]
+    assert len(after) > 5 and len(set(after)) == 1
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_full_bucket_is_exchanged_for_one_of_twice_its_size(tmp_path, caplog, batch):
     model = synthetic_pair(tmp_path, "eagle", total_token=14, top_k=4)
