@@ -42,7 +42,7 @@ class ScriptedDrafter(nn.Module):
         self.states: list[ScriptedState] = []
         self.noncontiguous = 0
 
-    def start(self, batch, capacity, pads, bucket=False):
+    def start(self, batch, capacity, pads):
         # A restart (recomputation at a rotary switch) begins with the rows that still run.
         rows = list(range(batch))
         state = ScriptedState(rows, [0] * batch, [[] for _ in self.answers])

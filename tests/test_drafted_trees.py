@@ -1,7 +1,5 @@
 """Drafted trees equal the slow oracle's at every step. Ids stay right when a drafter is broken; trees do not."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from architectures import prompts
@@ -9,9 +7,12 @@ from oracle import OracleHead, oracle_dynamic, oracle_static
 from pairs import ea_model
 from references import uncached_features
 from scripted import is_tree
+from tape import TapeBackend
 
 from eagle.model.choices import mc_sim_7b_63
 from eagle.model.decoding import Generation, decode
+from eagle.model.graphed import begin
+from eagle.model.graphs import GraphPool
 from eagle.model.request import prepare, reusable
 
 NEW = 14
@@ -24,12 +25,12 @@ def oracle_for(model) -> OracleHead:
     return OracleHead(state, config, model.target.embed, model.target.output_logits)
 
 
-def generation(model, ids, mask=None, new=NEW, bucket=False, **arguments) -> Generation:
+def generation(model, ids, mask=None, new=NEW, graphs=None, **arguments) -> Generation:
     arguments = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": new, **arguments}
     arguments = {"do_sample": False, **arguments}
     request = prepare(model.base_model, model.target, arguments, lambda: model.tokenizer)
     prefix = reusable(arguments, request, model.prefix)
-    return Generation(model.target, model.ea_layer, replace(request, bucket=bucket), model._taps, prefix)
+    return begin(graphs, model.target, model.ea_layer, request, model._taps, prefix)
 
 
 @torch.no_grad()
@@ -93,13 +94,16 @@ TREES = {
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("bucket", [False, True], ids=["exact", "bucket"])
-def test_trees_equal_the_oracle(tmp_path, kind, tree, batch, bucket):
+@pytest.mark.parametrize("replayed", [False, True], ids=["exact", "graphs"])
+def test_trees_equal_the_oracle(tmp_path, kind, tree, batch, replayed):
     model = ea_model(tmp_path, "llama", kind, **TREES[tree])
     ids, mask = prompts(model.base_model, batch)
-    running = generation(model, ids, mask, bucket=bucket, do_sample=True)
+    backend = TapeBackend()
+    graphs = GraphPool(backend, model.ea_layer.tree.nodes + 40) if replayed else None
+    running = generation(model, ids, mask, graphs=graphs, do_sample=True)
     torch.manual_seed(0)
     assert check_every_step(model, running, ids, mask) >= 5
+    assert (backend.replays > 5) == replayed
 
 
 @pytest.mark.contract

@@ -9,12 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tree import parent_lists
 
+from eagle.model.bucket_cache import BucketCache
 from eagle.model.kv_cache import KVCache
 from eagle.model.target import TargetModel
 from eagle.model.tree import from_parents, root_only
 
 pytestmark = pytest.mark.contract
 VIEWS = pytest.mark.parametrize("bucket", [False, True], ids=["exact", "bucket"])
+
+
+def new_cache(target: TargetModel, capacity: int, pads: list[int], bucket: bool) -> KVCache:
+    return (target.new_bucket if bucket else target.new_cache)(len(pads), capacity, pads)
 
 
 def path_to(parents: list[int], node: int) -> list[int]:
@@ -39,7 +44,7 @@ def test_after_a_commit_the_next_forward_equals_the_uncached_one(bucket, parents
     ids, mask = prompts(base, 3)
     tokens = torch.randint(3, VOCABULARY, (3, len(parents)), generator=torch.Generator().manual_seed(len(parents)))
     tree = from_parents(tokens, torch.tensor([parents] * 3), torch.zeros(tokens.shape), len(parents))
-    cache = target.new_cache(3, 64, [0, 2, 4], bucket)
+    cache = new_cache(target, 64, [0, 2, 4], bucket)
     target.prefill(ids, mask, cache, None)
     rows = [ids[b, p:].tolist() for b, p in enumerate([0, 2, 4])]
     for _ in range(2):
@@ -54,7 +59,13 @@ def test_after_a_commit_the_next_forward_equals_the_uncached_one(bucket, parents
         width = max(map(len, paths))
         padded = torch.tensor([path + list(range(len(path), width)) for path in paths])
         in_place = all(path == list(range(len(path))) for path in paths)
-        cache.commit(padded, [len(path) for path in paths], in_place)
+        counts = [len(path) for path in paths]
+        if isinstance(cache, BucketCache):
+            cache.commit_on_device(padded, torch.tensor(counts))
+            cache.settle(counts)
+            assert cache.lengths_B.tolist() == cache.lengths
+        else:
+            cache.commit(padded, counts, in_place)
         assert cache.lengths == [a + len(p) for a, p in zip(before, paths, strict=True)]
     roots = torch.tensor([5, 6, 7])
     logits = target.verify(root_only(roots), cache, None).logits_BNV[:, 0]
@@ -70,7 +81,7 @@ def test_rejected_nodes_leave_no_trace(bucket):
     ids, _ = prompts(base, 1)
     results = []
     for junk in (False, True):
-        cache = target.new_cache(1, 64, [0], bucket)
+        cache = new_cache(target, 64, [0], bucket)
         target.prefill(ids, None, cache, None)
         if junk:
             tokens = torch.full((1, 6), 11)
@@ -80,16 +91,39 @@ def test_rejected_nodes_leave_no_trace(bucket):
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
 
 
-@VIEWS
-def test_rows_can_leave(bucket):
+def test_rows_can_leave():
     base = base_model("llama")
     target = TargetModel(base)
     ids, mask = prompts(base, 3)
-    cache = target.new_cache(3, 32, [0, 2, 4], bucket)
+    cache = target.new_cache(3, 32, [0, 2, 4])
     target.prefill(ids, mask, cache, None)
     cache.keep_rows([2])
     got = target.verify(root_only(torch.tensor([5])), cache, None).logits_BNV[0, 0]
     torch.testing.assert_close(got, uncached_logits(base, [*ids[2, 4:].tolist(), 5]), rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="fixed shape"):
+        target.new_bucket(3, 32).keep_rows([2])
+
+
+def test_a_cache_goes_on_where_another_stands_and_keeps_nothing_of_its_own():
+    """Through three caches and back, NaN of an earlier call in their buffers, every forward equals the uncached one."""
+    base = base_model("llama")
+    target = TargetModel(base)
+    ids, mask = prompts(base, 2)
+    cache = target.new_cache(2, 9, [0, 2])
+    target.prefill(ids, mask, cache, None)
+    rows, roots = [ids[0].tolist(), ids[1, 2:].tolist()], torch.tensor([5, 6])
+    for other in (target.new_bucket(2, 16), target.new_bucket(2, 32), target.new_cache(2, 24, [7, 7])):
+        target.prefill(ids + 1, None, other, None)
+        for layer in other.layers:
+            layer.keys.fill_(torch.nan)
+            layer.values.fill_(torch.nan)
+        other.copy_from(cache)
+        logits = target.verify(root_only(roots), other, None).logits_BNV[:, 0]
+        for b, row in enumerate(rows):
+            row.append(int(roots[b]))
+            torch.testing.assert_close(logits[b], uncached_logits(base, row), rtol=1e-4, atol=1e-4)
+        other.advance([1, 1])
+        cache = other
 
 
 def test_a_poisoned_free_slot_would_show_so_buffers_start_as_zeros():
@@ -121,7 +155,7 @@ def test_contract_masks_a_star_of_siblings_equals_single_forwards(name, bucket):
     base = base_model(name)
     target = TargetModel(base)
     ids, _ = prompts(base, 1, 12)
-    cache = target.new_cache(1, 40, [0], bucket)
+    cache = new_cache(target, 40, [0], bucket)
     target.prefill(ids, None, cache, None)
     tokens = torch.tensor([[5, 17, 33, 60, 18]])
     tree = from_parents(tokens, torch.tensor([[-1, 0, 0, 1, 2]]), torch.zeros(1, 5), 3)
@@ -141,7 +175,7 @@ def test_windows_shorter_than_a_branch_are_measured_in_positions(name, bucket):
     parents = [-1] + [max(0, 2 * (level - 1)) for level in range(1, 11) for _ in range(2)]
     tokens = torch.randint(3, VOCABULARY, (1, len(parents)), generator=torch.Generator().manual_seed(1))
     tree = from_parents(tokens, torch.tensor([parents]), torch.zeros(tokens.shape), 11)
-    cache = target.new_cache(1, 40, [0], bucket)
+    cache = new_cache(target, 40, [0], bucket)
     target.prefill(ids, None, cache, None)
     logits = target.verify(tree, cache, None).logits_BNV[0]
     for node in (13, 18, len(parents) - 1):

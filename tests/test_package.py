@@ -11,16 +11,19 @@ import eagle
 
 ROOT = Path(eagle.__file__).parent
 RANKS = {
-    **dict.fromkeys(["choices", "tree", "stats", "kv_cache", "sampling", "facade", "observed"], 0),
-    "configs": 0.5,
+    **dict.fromkeys(["choices", "tree", "stats", "kv_cache", "sampling", "facade"], 0),
+    **dict.fromkeys(["configs", "bucket_cache"], 0.5),
     **dict.fromkeys(["verify", "head", "support", "rows", "reference", "adapters", "packing"], 1),
+    "draft_state": 0.7,
     "checkpoint": 1.5,
     "target": 2,
     "drafter": 2,
     "loading": 2,
     **dict.fromkeys(["prefix", "inputs"], 2.5),
     "walk": 2,
-    "decoding": 3,
+    **dict.fromkeys(["decoding", "device_step"], 3),
+    "graphs": 3.2,
+    "graphed": 3.5,
     "request": 3,
     "output": 3.5,
     "costs": 2.5,

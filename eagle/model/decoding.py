@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 
 from eagle.model.adaptive import Chooser
-from eagle.model.drafter import Drafter, DraftState
+from eagle.model.draft_state import DraftState
+from eagle.model.drafter import Drafter
 from eagle.model.kv_cache import KVCache
 from eagle.model.prefix import Left, Prefix
 from eagle.model.rows import DecodeStep, Request, Rows
@@ -65,10 +66,10 @@ class Generation:
         """Allocate caches for the rows that run."""
         pads = [self.pads[row] for row in self.running]
         batch, capacity = len(self.running), self._capacity
-        self.cache: KVCache = self.target.new_cache(batch, capacity, pads, self.request.bucket)
+        self.cache: KVCache = self.target.new_cache(batch, capacity, pads)
         self.draft_state: DraftState | None = None
         if self.drafter is not None:
-            self.draft_state = self.drafter.start(batch, self.request.limit, pads, self.request.bucket)
+            self.draft_state = self.drafter.start(batch, self.request.limit, pads)
 
     @property
     def _capacity(self) -> int:
@@ -90,9 +91,9 @@ class Generation:
             assert left.draft_state is not None
             self.draft_state = self.drafter.resume(left.draft_state, kept, self.request.limit)
 
-    def leave_prefix(self) -> None:
-        """Hand the caches to the next call that begins with the same tokens."""
-        if self.prefix is not None:
+    def close(self, is_whole: bool) -> None:
+        """End the call; after a whole step the next one that begins with the same tokens gets the caches."""
+        if is_whole and self.prefix is not None:
             ids = self.rows.ids()[0, : self.cache.lengths[0]].tolist()
             self.prefix.leave(Left(ids, self.target, self.cache, self.drafter, self.draft_state), self._turn)
 
@@ -287,5 +288,4 @@ def decode(generation: Generation) -> Generator[DecodeStep, None, None]:
         if noise is not None:
             noise.rewind(max(map(len, generation.rows.new)))
     finally:
-        if is_whole:
-            generation.leave_prefix()
+        generation.close(is_whole)

@@ -9,44 +9,18 @@ Shapes: B batch, S entries, A path, K top-k, D head width, F feature width, M ca
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from eagle.model.configs import TreeConfig
+from eagle.model.draft_state import RING, DraftState, Observed
 from eagle.model.head import DraftHead
 from eagle.model.kv_cache import KVCache
-from eagle.model.observed import RING, Observed, merged
 from eagle.model.packing import Packed, packed_forward
 from eagle.model.tree import Candidates, DraftTree, StaticLevel, best, root_only, select
-
-
-@dataclass
-class DraftState:
-    """What one stream's drafting remembers.
-
-    Attributes:
-        tree: how this stream's trees grow, whatever the drafter's attributes become while it runs.
-        cache: the head's keys and values.
-        pending: entries the next draft feeds to the head first.
-        candidates: all that the last draft looked at.
-    """
-
-    tree: TreeConfig
-    cache: KVCache
-    pending: list[Observed] = field(default_factory=list)
-    candidates: Candidates | None = None
-
-    def keep_rows(self, rows: Sequence[int]) -> None:
-        """Drop all rows of the batch but these."""
-        self.cache.keep_rows(rows)
-        self.pending = [
-            Observed(seen.features_BAF[rows], seen.tokens_BA[rows], [seen.counts[row] for row in rows])
-            for seen in self.pending
-        ]
 
 
 class Drafter(nn.Module):
@@ -72,6 +46,7 @@ class Drafter(nn.Module):
         self.packed: Packed | None = None
         self._target_embed = embed
         self._output_logits = output_logits
+        self._made: dict[tuple[StaticLevel, torch.device], tuple[torch.Tensor, ...]] = {}
 
     @property
     def total_tokens(self) -> int:
@@ -109,9 +84,9 @@ class Drafter(nn.Module):
     def threshold(self, threshold: float) -> None:
         self.tree = replace(self.tree, threshold=threshold)
 
-    def start(self, batch: int, capacity: int, pads: Sequence[int], bucket: bool = False) -> DraftState:
+    def start(self, batch: int, capacity: int, pads: Sequence[int]) -> DraftState:
         """Return the state of a new stream; `capacity` counts tokens, room for drafting is added."""
-        cache = KVCache(self.head.layers_count, batch, capacity + self.tree.scratch, pads, bucket)
+        cache = KVCache(self.head.layers_count, batch, capacity + self.tree.scratch, pads)
         return DraftState(self.tree, cache)
 
     @torch.no_grad()
@@ -131,6 +106,13 @@ class Drafter(nn.Module):
             self._feed(state)
         state.pending.append(Observed(features_BAF, tokens_BA, counts))
 
+    def catch_up(self, state: DraftState) -> None:
+        """Let the head read all that waits but the newest observation."""
+        newest = state.pending.pop()
+        if state.pending:
+            self._feed(state)
+        state.pending.append(newest)
+
     @torch.no_grad()
     def draft(self, state: DraftState, root_B: torch.Tensor) -> DraftTree:
         """Feed what was observed and grow a tree from the root.
@@ -146,7 +128,8 @@ class Drafter(nn.Module):
             candidates = self._grow_static(state.cache, hidden_BD, tree.static)
         else:
             candidates = self._grow(state.cache, hidden_BD, tree)
-        state.cache.offset, state.candidates = 0, candidates
+        state.cache.drop_undecided()
+        state.candidates = candidates
         drafted = tree.nodes - 1
         if tree.threshold == 1.0:
             return select(root_B, candidates, drafted, tree.levels)
@@ -161,15 +144,11 @@ class Drafter(nn.Module):
     @torch.no_grad()
     def _feed(self, state: DraftState) -> torch.Tensor:
         """Run the observed entries through the head, commit them, return the last real hidden state [B, D]."""
-        seen = merged(state.pending)
-        state.pending.clear()
-        width = max(seen.counts)
-        features_BSF = seen.features_BAF[:, :width].to(self.head.device, self.head.dtype)
+        features_BSF, tokens_BS = state.observed
         with packed_forward(self.packed):
-            fused_BSD = self.head.fuse(features_BSF)
-        hidden_BSD = self._entries(state.cache, fused_BSD, seen.tokens_BA[:, :width])
-        state.cache.advance(seen.counts)
-        last_B = torch.tensor(seen.counts, device=hidden_BSD.device) - 1
+            fused_BSD = self.head.fuse(features_BSF.to(self.head.device, self.head.dtype))
+        hidden_BSD = self._entries(state.cache, fused_BSD, tokens_BS)
+        last_B = state.commit(hidden_BSD.device)
         return hidden_BSD[torch.arange(len(last_B), device=last_B.device), last_B]
 
     def _entries(self, cache: KVCache, hidden_BSD: torch.Tensor, tokens_BS: torch.Tensor) -> torch.Tensor:
@@ -193,11 +172,10 @@ class Drafter(nn.Module):
             steps_BS: positions relative to the first undecided one.
             own_BSM: which undecided entries each sees.
         """
-        starts = [length - pad for length, pad in zip(cache.lengths, cache.pads, strict=True)]
-        positions_BS = (steps_BS + torch.tensor(starts, device=hidden_BSD.device)[:, None]).clamp(min=0)
+        positions_BS = (steps_BS + cache.next_positions(hidden_BSD.device)[:, None]).clamp(min=0)
         single = tokens_BS.shape[1] == 1 and cache.offset == 0 and cache.is_uniform
-        mask = None if single and not (cache.bucket or any(cache.pads)) else cache.mask(own_BSM)[:, None]
-        if mask is not None and any(cache.pads):
+        mask = None if single and not cache.has_pads else cache.mask(own_BSM)[:, None]
+        if mask is not None and cache.has_pads:
             # An entry among the pads sees nothing, which softmax turns into NaN: it looks at everything instead.
             mask = mask | ~mask.any(-1, keepdim=True)
 
@@ -246,10 +224,17 @@ class Drafter(nn.Module):
             places_BK, total = total + chosen_BK, total + width * width
         return Candidates(torch.cat(all_tokens, 1), torch.cat(all_parents, 1), torch.cat(all_scores, 1), width)
 
+    def _indices(self, level: StaticLevel, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Return a level's `expand`, `parent` and `rank` as tensors, made once: a captured step may copy nothing."""
+        key = (level, device)
+        if key not in self._made:
+            made = (torch.tensor(numbers, device=device) for numbers in (level.expand, level.parent, level.rank))
+            self._made[key] = tuple(made)
+        return self._made[key]
+
     def _grow_static(self, cache: KVCache, hidden_BD: torch.Tensor, levels: Sequence[StaticLevel]) -> Candidates:
         """EAGLE-1: fill a fixed tree; every level expands the nodes that have children in it."""
         batch, device = len(hidden_BD), hidden_BD.device
-        index = partial(torch.tensor, device=device)
         out_BSD, scores_BS = hidden_BD[:, None], hidden_BD.new_zeros(batch, 1, dtype=torch.float32)
         seen_BSM = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)
         tokens_BS = torch.zeros(batch, 1, dtype=torch.int64, device=device)
@@ -258,7 +243,7 @@ class Drafter(nn.Module):
         all_parents: list[torch.Tensor] = []
         first, written = -1, 0
         for depth, level in enumerate(levels):
-            expand = index(level.expand)
+            expand, parent, rank = self._indices(level, device)
             scores_BS, tokens_BS = scores_BS[:, expand], tokens_BS[:, expand]
             if depth > 0:
                 eye = torch.eye(len(expand), dtype=torch.bool, device=device).expand(batch, -1, -1)
@@ -268,7 +253,6 @@ class Drafter(nn.Module):
                 steps_BS = torch.full_like(tokens_BS, depth - 1)
                 out_BSD = self._step(cache, out_BSD[:, expand], tokens_BS, steps_BS, seen_BSM)
             logp_BSK, children_BSK = self._children(out_BSD, max(level.rank) + 1)
-            parent, rank = index(level.parent), index(level.rank)
             all_parents.append((first + expand[parent]).expand(batch, -1))
             first = 0 if depth == 0 else first + all_tokens[-1].shape[1]
             scores_BS = scores_BS[:, parent] + logp_BSK[:, parent, rank]

@@ -19,6 +19,8 @@ from eagle.model.decoding import Generation, without_gradients
 from eagle.model.diagnosis import Report, diagnose
 from eagle.model.drafter import Drafter
 from eagle.model.facade import Facade
+from eagle.model.graphed import begin
+from eagle.model.graphs import graph_pool
 from eagle.model.head import EagleHead
 from eagle.model.inputs import check_ids
 from eagle.model.loading import load_base, load_tokenizer
@@ -52,6 +54,7 @@ class EaModel(Facade, nn.Module):
         ea_layer_state_dict: the head's tensors, where they are loaded already.
         tree: "dynamic" (EAGLE-2 and 3), "static" (EAGLE-1), or a list of root-to-node paths.
         compile: pack the linear layers of target and head for this processor: faster on a CPU, twice their memory.
+        cuda_graphs: run steps as CUDA graphs; off because it has not been run on a GPU yet.
         hub: revision, token, cache_dir, … for the head's download.
 
     Raises:
@@ -74,6 +77,7 @@ class EaModel(Facade, nn.Module):
         *,
         tree: str | Sequence[Sequence[int]] = "dynamic",
         compile: bool = False,
+        cuda_graphs: bool = False,
         **hub: Any,
     ) -> None:
         super().__init__()
@@ -105,6 +109,7 @@ class EaModel(Facade, nn.Module):
         if trees.nodes < trees.total_token and trees.static is None:
             logger.info("total_token=%d clipped to %d: depth and top_k fill no more", total_token, trees.nodes)
         self.stats = GenerationStats()
+        self.graphs = graph_pool(cuda_graphs, self.target)
         self.prefix = Prefix()
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenizer_options: dict[str, Any] = {}
@@ -115,6 +120,8 @@ class EaModel(Facade, nn.Module):
         self.training = base_model.training
         self._adaptation: Adaptation | None = None
         if total_token == -1 and trees.static is None:
+            if cuda_graphs:
+                raise ValueError("cuda_graphs=True needs a tree of one shape, total_token=-1 changes it step by step")
             self._adaptation = Adaptation(self.target, self.ea_layer, self._taps)
             with without_gradients():
                 self._adaptation.chooser(1)  # measures now rather than in the first call
@@ -132,12 +139,13 @@ class EaModel(Facade, nn.Module):
         *,
         tree: str | Sequence[Sequence[int]] = "dynamic",
         compile: bool = False,
+        cuda_graphs: bool = False,
         **kwargs: Any,
     ) -> "EaModel":
         """Load a base model and a draft head.
 
         Args:
-            use_eagle3, total_token, depth, top_k, threshold, tree, compile: see the class.
+            use_eagle3, total_token, depth, top_k, threshold, tree, compile, cuda_graphs: see the class.
             base_model_path: folder or Hub id of any decoder-only causal LM.
             ea_model_path: folder or Hub id of the head.
             kwargs: passed to the base model's `from_pretrained` (`torch_dtype`, `device_map`, `attn_implementation`,
@@ -149,19 +157,9 @@ class EaModel(Facade, nn.Module):
         hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs and name != "revision"}
         read_config(str(ea_model_path), **hub)  # a missing head is found before minutes of loading
         base_model = load_base(str(base_model_path), kwargs)
-        model = cls(
-            use_eagle3,
-            base_model,
-            str(base_model_path),
-            str(ea_model_path),
-            total_token,
-            depth,
-            top_k,
-            threshold,
-            tree=tree,
-            compile=compile,
-            **hub,
-        )
+        paths = (str(base_model_path), str(ea_model_path))
+        more: dict[str, Any] = {"tree": tree, "compile": compile, "cuda_graphs": cuda_graphs, **hub}
+        model = cls(use_eagle3, base_model, *paths, total_token, depth, top_k, threshold, **more)
         model._tokenizer_options = {name: kwargs[name] for name in TOKENIZER_KEYWORDS if name in kwargs}
         return model
 
@@ -274,7 +272,7 @@ class EaModel(Facade, nn.Module):
             prefix = reusable(arguments, request, self.prefix)
             adaptation = self._adaptation if drafter is not None else None
             chooser = adaptation.chooser(len(request.ids_RS)) if adaptation is not None else None
-            generation = Generation(self.target, drafter, request, self._taps, prefix, chooser)
+            generation = begin(self.graphs, self.target, drafter, request, self._taps, prefix, chooser)
         self.stats = generation.stats
         return generation
 

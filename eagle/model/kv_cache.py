@@ -4,8 +4,8 @@ Owns the buffers, where a forward writes, and what a commit moves. Writing is no
 `lengths` and only `commit` lets them grow, so a step that fails or is rejected leaves nothing to undo. Buffers start
 as zeros because a NaN in a masked slot still poisons attention (0 * NaN).
 
-Two views: exact (attention sees the slots in use, sliced) and bucket (attention sees the whole buffer and a
-device-side index says where to write, which is what a captured graph needs).
+`KVCache` shows attention the slots in use and keeps its counts on the host; `BucketCache` in the next file shows whole
+buffers and counts on the device, which is what a captured graph needs.
 
 Shapes: B batch, H kv heads, C cache slots, E head size, N new entries, A accepted path.
 """
@@ -68,20 +68,16 @@ class KVCache(Cache):  # type: ignore[misc]
         batch: rows.
         capacity: slots per row, undecided tree nodes included.
         pads: left pads per row; they occupy slots but no position.
-        bucket: attention sees all `capacity` slots (graphs) instead of the slots in use.
 
     Attributes:
         lengths: slots used per row, pads included; host integers.
     """
 
-    def __init__(
-        self, layers: int, batch: int, capacity: int, pads: Sequence[int] | None = None, bucket: bool = False
-    ) -> None:
+    def __init__(self, layers: int, batch: int, capacity: int, pads: Sequence[int] | None = None) -> None:
         super().__init__(layers=[CacheLayer(self) for _ in range(layers)])
         self.capacity = capacity
         self.pads = list(pads) if pads is not None else [0] * batch
         self.lengths = [0] * batch
-        self.bucket = bucket
         self.offset = 0  # undecided entries already written behind the committed ones, by earlier draft levels
         self._slots: dict[tuple[int, int, torch.device], torch.Tensor] = {}
 
@@ -90,22 +86,44 @@ class KVCache(Cache):  # type: ignore[misc]
         """Whether all rows use the same number of slots."""
         return min(self.lengths) == max(self.lengths)
 
+    @property
+    def has_pads(self) -> bool:
+        """Whether some row may begin with pads."""
+        return any(self.pads)
+
     def visible(self, entries: int) -> int:
         """Return how many slots attention sees while `entries` new ones are being written."""
-        return self.capacity if self.bucket else max(self.lengths) + self.offset + entries
+        return max(self.lengths) + self.offset + entries
+
+    def reach(self, levels: int) -> int:
+        """Return how far back the deepest of `levels` new entries could look."""
+        return max(self.lengths) + levels
+
+    def lengths_on(self, device: torch.device) -> torch.Tensor:
+        """Return `lengths` [B] as a tensor."""
+        return torch.tensor(self.lengths, device=device)
+
+    def pads_on(self, device: torch.device) -> torch.Tensor:
+        """Return `pads` [B] as a tensor."""
+        return torch.tensor(self.pads, device=device)
+
+    def next_positions(self, device: torch.device) -> torch.Tensor:
+        """Return the position [B] of the first undecided entry of every row."""
+        starts = [length - pad for length, pad in zip(self.lengths, self.pads, strict=True)]
+        return torch.tensor(starts, device=device)
 
     def slots(self, entries: int, device: torch.device) -> torch.Tensor:
         """Return the slots [B, N] that `entries` new ones go to, made once per forward and device."""
         key = (entries, self.offset, device)
         if key not in self._slots:
-            starts_B1 = torch.tensor(self.lengths, device=device)[:, None] + self.offset
+            starts_B1 = self.lengths_on(device)[:, None] + self.offset
             self._slots[key] = starts_B1 + torch.arange(entries, device=device)
         return self._slots[key]
 
     def write(self, buffer_BHCE: torch.Tensor, new_BHNE: torch.Tensor) -> torch.Tensor:
         """Write new entries and return the view that attention reads."""
         entries = new_BHNE.shape[2]
-        if self.bucket or not self.is_uniform:
+        if not self.is_uniform:
             slots_BN = self.slots(entries, new_BHNE.device)
             buffer_BHCE.scatter_(2, slots_BN[:, None, :, None].expand_as(new_BHNE), new_BHNE)
         else:
@@ -116,9 +134,13 @@ class KVCache(Cache):  # type: ignore[misc]
     def advance(self, counts: Sequence[int]) -> None:
         """Commit the first `counts[b]` entries of row b where they lie."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        self.drop_undecided()
+        assert max(self.lengths) <= self.capacity
+
+    def drop_undecided(self) -> None:
+        """Let the next entry follow the committed ones again."""
         self.offset = 0
         self._slots.clear()
-        assert max(self.lengths) <= self.capacity
 
     def commit(self, path_BA: torch.Tensor, counts: Sequence[int], in_place: bool) -> None:
         """Move the entries of the accepted path to the front of the undecided ones and keep `counts[b]` of them.
@@ -129,11 +151,13 @@ class KVCache(Cache):  # type: ignore[misc]
             in_place: the paths are 0, 1, 2, …, so nothing has to move.
         """
         if not in_place:
-            width = max(counts)
-            for layer in filter(lambda layer: layer.is_initialized, self.layers):
-                for buffer_BHCE in (layer.keys, layer.values):
-                    self._move(buffer_BHCE, path_BA[:, :width].to(buffer_BHCE.device))
+            self._move_all(path_BA[:, : max(counts)])
         self.advance(counts)
+
+    def _move_all(self, path_BA: torch.Tensor) -> None:
+        for layer in filter(lambda layer: layer.is_initialized, self.layers):
+            for buffer_BHCE in (layer.keys, layer.values):
+                self._move(buffer_BHCE, path_BA.to(buffer_BHCE.device))
 
     def _move(self, buffer_BHCE: torch.Tensor, path_BA: torch.Tensor) -> None:
         # Source and destination overlap: gather to a temporary first.
@@ -142,7 +166,7 @@ class KVCache(Cache):  # type: ignore[misc]
             buffer_BHCE[:, :, start : start + width] = buffer_BHCE.index_select(2, path_BA[0] + start)
             return
         batch, heads, _, size = buffer_BHCE.shape
-        starts_B1 = torch.tensor(self.lengths, device=path_BA.device)[:, None]
+        starts_B1 = self.lengths_on(path_BA.device)[:, None]
         shape = (batch, heads, path_BA.shape[1], size)
         moved_BHAE = buffer_BHCE.gather(2, (starts_B1 + path_BA)[:, None, :, None].expand(shape))
         target_BA = starts_B1 + torch.arange(path_BA.shape[1], device=path_BA.device)
@@ -161,8 +185,8 @@ class KVCache(Cache):  # type: ignore[misc]
     def rewind(self, length: int, capacity: int) -> None:
         """Keep the first entries of every row and make room for `capacity`; buffers that are large enough stay."""
         assert length <= min(self.lengths)
-        self.lengths, self.offset = [length] * len(self.lengths), 0
-        self._slots.clear()
+        self.lengths = [length] * len(self.lengths)
+        self.drop_undecided()
         if capacity <= self.capacity:
             return
         self.capacity = capacity
@@ -171,6 +195,21 @@ class KVCache(Cache):  # type: ignore[misc]
             layer.lazy_initialization(*old)
             for new_BHCE, old_BHCE in zip((layer.keys, layer.values), old, strict=True):
                 new_BHCE[:, :, :length] = old_BHCE[:, :, :length]
+
+    def copy_from(self, other: "KVCache") -> None:
+        """Hold what another cache of the same rows has committed, and nothing else."""
+        used = max(other.lengths)
+        assert used <= self.capacity
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            if not theirs.is_initialized:
+                continue
+            if not mine.is_initialized:
+                mine.lazy_initialization(theirs.keys, theirs.values)
+            for new_BHCE, old_BHCE in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
+                new_BHCE[:, :, :used] = old_BHCE[:, :, :used]
+                new_BHCE[:, :, used:] = 0  # an earlier call may have left NaN there
+        self.lengths, self.pads = list(other.lengths), list(other.pads)
+        self.drop_undecided()
 
     def mask(self, own_BNM: torch.Tensor) -> torch.Tensor:
         """Return what attention may see, [B, N, visible slots]: all committed slots but pads, and `own_BNM`.
@@ -183,11 +222,10 @@ class KVCache(Cache):  # type: ignore[misc]
         visible = self.visible(width - self.offset)
         if self.is_uniform and not any(self.pads):
             start = self.lengths[0]
-            mask_BNC = torch.nn.functional.pad(own_BNM, (start, 0), value=True)
-            return torch.nn.functional.pad(mask_BNC, (0, visible - start - width)) if self.bucket else mask_BNC
+            return torch.nn.functional.pad(own_BNM, (start, 0), value=True)
         device = own_BNM.device
         slots_C = torch.arange(visible, device=device)
-        lengths_B1, pads_B1 = (torch.tensor(x, device=device)[:, None] for x in (self.lengths, self.pads))
+        lengths_B1, pads_B1 = self.lengths_on(device)[:, None], self.pads_on(device)[:, None]
         committed_BC = (slots_C < lengths_B1) & (slots_C >= pads_B1)
         relative_BC = slots_C - lengths_B1
         inside_BC = (relative_BC >= 0) & (relative_BC < width)
@@ -199,5 +237,5 @@ class KVCache(Cache):  # type: ignore[misc]
         """Return the position of what every visible slot holds, [B, C]; `own_BN` are those of the N being written."""
         entries, device = own_BN.shape[1], own_BN.device
         slots_C = torch.arange(self.visible(entries), device=device)
-        positions_BC = slots_C - torch.tensor(self.pads, device=device)[:, None]
+        positions_BC = slots_C - self.pads_on(device)[:, None]
         return positions_BC.scatter(1, self.slots(entries, device), own_BN)

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from eagle.model.drafter import Drafter, DraftState
+from eagle.model.draft_state import DraftState
+from eagle.model.drafter import Drafter
 from eagle.model.kv_cache import KVCache
 from eagle.model.support import RopeSwitch
 from eagle.model.target import TargetModel

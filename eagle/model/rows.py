@@ -33,7 +33,6 @@ class Request:
         prefill_chunk: prompt tokens per forward.
         returns_dict: the caller wants more than ids.
         streamer: gets every token, all rows at a time.
-        bucket: attention sees whole cache buffers, see `KVCache`.
     """
 
     ids_RS: torch.Tensor
@@ -50,7 +49,6 @@ class Request:
     prefill_chunk: int = 1024
     returns_dict: bool = False
     streamer: Any = None
-    bucket: bool = False
 
     @property
     def pads(self) -> list[int]:

@@ -8,7 +8,8 @@ Shapes: B rows of the running batch, R rows it began with, V vocabulary.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from transformers import (
@@ -98,6 +99,11 @@ class Noise:
             return self._drawn[positions[0]]
         return torch.stack([self._drawn[t][row] for t, row in zip(positions, rows, strict=True)])
 
+    @property
+    def width(self) -> int:
+        """V of what was drawn last."""
+        return next(reversed(self._drawn.values())).shape[-1]
+
     def forget_before(self, position: int) -> None:
         """Drop the noise of new tokens that all rows have passed."""
         while self._drawn and next(iter(self._drawn)) < position:
@@ -121,6 +127,19 @@ class Noise:
 
     def _state(self) -> torch.Tensor:
         return self._source().get_state()
+
+
+def pick(scores_BV: torch.Tensor, noise_BV: torch.Tensor | None) -> torch.Tensor:
+    """Return one token [B] per row: the likeliest, or with noise the one `multinomial` would draw.
+
+    `NO_TOKEN` stands where the scores are no distribution.
+    """
+    if noise_BV is None:
+        return scores_BV.argmax(-1)
+    ratio_BV = scores_BV.softmax(-1) / noise_BV
+    token_B = ratio_BV.argmax(-1)
+    # NaN counts as largest, so no distribution shows at the picked token; the host reads -1 and raises.
+    return torch.where(ratio_BV.gather(-1, token_B[:, None])[:, 0].isnan(), NO_TOKEN, token_B)
 
 
 class Sampler:
@@ -167,18 +186,31 @@ class Sampler:
             positions: number of each row's next new token.
             rows: the rows' numbers in the batch the call began with.
         """
-        if self.noise is None:
-            return scores_BV.argmax(-1)
-        ratio_BV = scores_BV.softmax(-1) / self.noise.at(positions, rows, scores_BV.shape[-1])
-        token_B = ratio_BV.argmax(-1)
-        # NaN counts as largest, so no distribution shows at the picked token; the host reads -1 and raises.
-        return torch.where(ratio_BV.gather(-1, token_B[:, None])[:, 0].isnan(), NO_TOKEN, token_B)
+        return pick(scores_BV, None if self.noise is None else self.noise.at(positions, rows, scores_BV.shape[-1]))
+
+    def picker(self, positions: Sequence[int], rows: Sequence[int]) -> Callable[[torch.Tensor, int], torch.Tensor]:
+        """Return what picks the tokens [B] of new-token numbers `positions` + level from their logits [B, V]."""
+        return lambda logits_BV, level: self.choose(self.scores(logits_BV), [t + level for t in positions], rows)
+
+    @property
+    def settings(self) -> Hashable:
+        """What a step with these stateless processors depends on: equal settings pick equal tokens."""
+        return (self.noise is not None, *((type(p), _frozen(vars(p))) for p in self.processors))
 
     def _processors_of(self, row: int) -> LogitsProcessorList:
         """Return the processors with what they hold per row of the batch cut down to one row."""
         if row not in self._of_row:
             self._of_row[row] = LogitsProcessorList(_cut(processor, row) for processor in self.processors)
         return self._of_row[row]
+
+
+def _frozen(value: Any) -> Hashable:
+    """Return a hashable stand-in for a processor's attribute, equal where the attribute is."""
+    if isinstance(value, torch.Tensor):
+        return (value.device, value.dtype, tuple(value.shape), tuple(value.flatten().tolist()))
+    if isinstance(value, dict):
+        return tuple((key, _frozen(item)) for key, item in sorted(value.items()))
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _cut(processor: LogitsProcessor, row: int) -> LogitsProcessor:

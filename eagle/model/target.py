@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from eagle.model.adapters import causal_lm
+from eagle.model.bucket_cache import BucketCache
 from eagle.model.configs import text_config
 from eagle.model.kv_cache import KVCache
 from eagle.model.packing import Packed, packed_forward
@@ -96,9 +97,13 @@ class TargetModel:
         rows = getattr(table, "num_embeddings", None)
         return int(rows if rows is not None else table.weight.shape[0])
 
-    def new_cache(self, batch: int, capacity: int, pads: Sequence[int], bucket: bool = False) -> KVCache:
+    def new_cache(self, batch: int, capacity: int, pads: Sequence[int]) -> KVCache:
         """Return an empty cache for this model."""
-        return KVCache(self.cached_layers, batch, capacity, pads, bucket)
+        return KVCache(self.cached_layers, batch, capacity, pads)
+
+    def new_bucket(self, batch: int, capacity: int, pads: Sequence[int] | None = None) -> BucketCache:
+        """Return an empty cache for this model that a captured step can run on."""
+        return BucketCache(self.cached_layers, batch, capacity, pads, self.device)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the input embeddings of token ids."""
@@ -167,12 +172,11 @@ class TargetModel:
         most = self.rope_switch.nodes if self.rope_switch is not None else None
         if most is not None and tree.size > most:
             raise ValueError(f"total_token={tree.size} must be at most {most} on {type(self.model).__name__}")
-        roots = [length - pad for length, pad in zip(cache.lengths, cache.pads, strict=True)]
-        positions_BN = tree.depths_BN + torch.tensor(roots, device=tree.depths_BN.device)[:, None]
+        positions_BN = tree.depths_BN + cache.next_positions(tree.depths_BN.device)[:, None]
         mask: Any
-        if tree.size == 1 and cache.is_uniform and not cache.bucket:
+        if tree.size == 1 and cache.is_uniform:
             # Plain decoding keeps the model's own mask and with it the fast attention kernel.
-            mask = self._padding_mask(cache) if any(cache.pads) else None
+            mask = self._padding_mask(cache) if cache.has_pads else None
         else:
             mask = self._tree_masks(tree, cache, positions_BN)
         return self._forward(tree.tokens_BN, mask, positions_BN, cache, taps)
@@ -185,7 +189,7 @@ class TargetModel:
         self, tree: DraftTree, cache: KVCache, positions_BN: torch.Tensor
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         full_BNC = cache.mask(tree.mask_BNN)
-        longest = max(cache.lengths) + tree.levels
+        longest = cache.reach(tree.levels)
 
         def build(layer: LayerMask) -> torch.Tensor:
             mask_BNC = full_BNC

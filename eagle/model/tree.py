@@ -37,13 +37,13 @@ class DraftTree:
         """Number of nodes, root included."""
         return self.tokens_BN.shape[1]
 
-    def limited(self, max_depths: Sequence[int]) -> "DraftTree":
+    def limited(self, max_depths: Sequence[int] | torch.Tensor) -> "DraftTree":
         """Return a tree of the same shape in which row b accepts nothing deeper than `max_depths[b]`.
 
         Deeper nodes keep their slot but lose their parent (so nothing descends into them) and take the position of
         the deepest allowed level, which keeps every position inside what the target can embed.
         """
-        limit_B1 = torch.tensor(max_depths, device=self.depths_BN.device)[:, None]
+        limit_B1 = torch.as_tensor(max_depths, device=self.depths_BN.device)[:, None]
         parents_BN = self.parents_BN.masked_fill(self.depths_BN > limit_B1, -1)
         return replace(self, parents_BN=parents_BN, depths_BN=torch.minimum(self.depths_BN, limit_B1))
 

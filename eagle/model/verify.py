@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import torch
 
-from eagle.model.sampling import Sampler
 from eagle.model.tree import DraftTree
 
 
@@ -40,11 +39,13 @@ class Acceptance:
     n_accepted_B: torch.Tensor
     tokens_BA: torch.Tensor
 
+    def packed(self) -> torch.Tensor:
+        """Return all of it as one tensor [B, 2 A + 1]."""
+        return torch.cat([self.path_BA, self.tokens_BA, self.n_accepted_B[:, None]], 1)
+
     def read(self) -> "Walked":
         """Copy the outcome to the host in one transfer, the only one of a step."""
-        width = self.path_BA.shape[1]
-        rows = torch.cat([self.path_BA, self.tokens_BA, self.n_accepted_B[:, None]], 1).tolist()
-        return Walked([row[:width] for row in rows], [row[width:-1] for row in rows], [row[-1] for row in rows])
+        return Walked.unpacked(self.packed())
 
     @property
     def next_token_B(self) -> torch.Tensor:
@@ -61,24 +62,27 @@ class Walked:
     tokens: list[list[int]]
     accepted: list[int]
 
+    @classmethod
+    def unpacked(cls, packed_BX: torch.Tensor) -> "Walked":
+        """Read a packed `Acceptance`."""
+        rows, width = packed_BX.tolist(), packed_BX.shape[1] // 2
+        return cls([row[:width] for row in rows], [row[width:-1] for row in rows], [row[-1] for row in rows])
+
 
 def accept(
     tree: DraftTree,
     logits_BNV: torch.Tensor,
-    sampler: Sampler,
-    positions: Sequence[int],
-    rows: Sequence[int],
+    pick: Callable[[torch.Tensor, int], torch.Tensor],
+    stops_early: bool = False,
 ) -> Acceptance:
-    """Walk all rows level by level with stateless warpers; nothing on an accelerator waits for the host.
+    """Walk all rows level by level with stateless warpers; nothing waits for the host.
 
     Args:
         tree: the verified tree.
         logits_BNV: target logits at every node.
-        sampler: stateless.
-        positions: number of the first new token each row picks here.
-        rows: the rows' numbers in the batch the call began with.
+        pick: (logits [B, V], level) -> one token [B] per row.
+        stops_early: end at the first level where no row goes on, which reads the device.
     """
-    assert sampler.is_stateless
     batch, width = tree.tokens_BN.shape[0], min(tree.levels, tree.size)
     device = logits_BNV.device
     every = torch.arange(batch, device=device)
@@ -88,8 +92,7 @@ def accept(
     path_BA = torch.arange(width, device=device).repeat(batch, 1)
     tokens_BA = torch.zeros_like(path_BA)
     for level in range(width):
-        scores_BV = sampler.scores(logits_BNV[every, node_B])
-        token_B = sampler.choose(scores_BV, [t + level for t in positions], rows)
+        token_B = pick(logits_BNV[every, node_B], level)
         tokens_BA[:, level] = token_B
         if level == width - 1:
             break
@@ -98,7 +101,7 @@ def accept(
         node_B = torch.where(alive_B, child_BN.int().argmax(-1), node_B)
         path_BA[:, level + 1] = torch.where(alive_B, node_B, path_BA[:, level + 1])
         accepted_B = accepted_B + alive_B
-        if device.type == "cpu" and not alive_B.any():
+        if stops_early and not alive_B.any():
             break
     return Acceptance(path_BA, accepted_B, tokens_BA)
 

@@ -40,10 +40,10 @@ def walk(
         acceptance = accept_stepwise(tree, logits_BNV, groups, partial(_pick, request, rows, running, positions))
         walked = acceptance.read()
     else:
-        acceptance = accept(tree, logits_BNV, sampler, positions, running)
+        stops_early = logits_BNV.device.type == "cpu"  # elsewhere the host would wait
+        acceptance = accept(tree, logits_BNV, sampler.picker(positions, running), stops_early)
         walked = acceptance.read()
-        for index in active:
-            _push_all(rows, running[index], walked.tokens[index][: walked.accepted[index] + 1])
+        push_all(rows, running, active, walked)
     return acceptance, walked, [rows.new[row][start:] for row, start in zip(running, before, strict=True)]
 
 
@@ -71,7 +71,9 @@ def _pick(
     return rows.push_watched(numbers, request.sampler.choose(scores_GV, positions, numbers).tolist())
 
 
-def _push_all(rows: Rows, row: int, tokens: Sequence[int]) -> None:
-    for token in tokens:
-        if rows.push(row, token):
-            break
+def push_all(rows: Rows, running: Sequence[int], active: Sequence[int], walked: Walked) -> None:
+    """Append to the active rows what a walk emitted, each up to its end."""
+    for index in active:
+        for token in walked.tokens[index][: walked.accepted[index] + 1]:
+            if rows.push(running[index], token):
+                break

@@ -1,0 +1,254 @@
+"""One decode step as a function of device tensors alone, and the arena of tensors it reads and writes.
+
+The head over the accepted tokens, drafting, verification, the walk and both commits run without the host learning
+anything. What differs from step to step lies in tensors at fixed addresses, so that the step may run as it is or be
+captured once and replayed. The host writes limits and noise before it and reads one tensor after it.
+
+Shapes: B rows, A path, L levels, V vocabulary, X packed outcome, F feature width.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+
+from eagle.model.bucket_cache import BucketCache
+from eagle.model.configs import TreeConfig
+from eagle.model.draft_state import DraftState
+from eagle.model.drafter import Drafter
+from eagle.model.kv_cache import KVCache
+from eagle.model.sampling import Noise, Sampler, pick
+from eagle.model.target import Taps, TargetModel
+from eagle.model.tree import DraftTree, root_only
+from eagle.model.verify import Acceptance, Walked, accept
+
+
+class StaticDraftState(DraftState):
+    """A stream's drafting with entries of a fixed width A and their counts on the device.
+
+    Attributes:
+        entries: the features [B, A, F] and tokens [B, A] that the head is to read next.
+        counts_B: how many of the A entries are real; `counts` is the host's mirror.
+    """
+
+    def __init__(self, tree: TreeConfig, cache: BucketCache, features_BAF: torch.Tensor) -> None:
+        batch, width, _ = features_BAF.shape
+        tokens_BA = torch.zeros(batch, width, dtype=torch.int64, device=features_BAF.device)
+        super().__init__(tree, cache)
+        self.entries = torch.zeros_like(features_BAF), tokens_BA
+        self._counts = [0] * batch
+        self.bucket = cache
+        self.counts_B = torch.zeros_like(tokens_BA[:, 0])
+
+    @property
+    def observed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """All A entries: those beyond the real ones are undecided and leave no trace."""
+        return self.entries
+
+    @property
+    def counts(self) -> list[int]:
+        """How many of them are real, as the host knows since the last step."""
+        return self._counts
+
+    def commit(self, device: torch.device) -> torch.Tensor:
+        """Keep what the head has read of the real entries; return the number [B] of every row's last one."""
+        self.bucket.advance_on_device(self.counts_B)
+        return (self.counts_B - 1).clamp(min=0).to(device)
+
+    def observe(self, features_BWF: torch.Tensor, tokens_BW: torch.Tensor) -> None:
+        """Write the first W entries."""
+        for static, new in zip(self.entries, (features_BWF, tokens_BW), strict=True):
+            static[:, : new.shape[1]].copy_(new)
+
+    def load(self, other: DraftState) -> None:
+        """Go on where another stream's drafting stands; between steps only."""
+        self.bucket.copy_from(other.cache)
+        self.observe(*other.observed)
+        self._counts = other.counts
+        self.counts_B.copy_(torch.tensor(self._counts))
+
+    def settle(self, counts: Sequence[int]) -> None:
+        """Tell the host that the head has read what was observed, and how much has been observed since."""
+        self.bucket.settle(self._counts)
+        self._counts = list(counts)
+
+
+def room(drafter: Drafter | None) -> int:
+    """Return the slots that a step needs beyond those in use when it begins.
+
+    Rows that have ended may lie a path ahead of what the host was told they keep.
+    """
+    if drafter is None:
+        return 2
+    tree = drafter.tree
+    return max(tree.nodes, tree.levels + tree.scratch) + tree.levels
+
+
+class Arena:
+    """The caches of one batch in one bucket and all else a step works on, at addresses that stay.
+
+    Args:
+        target: the base model.
+        drafter: grows trees; None decodes plainly.
+        batch: rows.
+        bucket: slots per row in both caches.
+        captures: whether steps on it may be captured.
+        key: what the arena fits.
+
+    Attributes:
+        levels: most nodes on one path, root included.
+        roots_B: last chosen tokens.
+        deepest_B: depth below its root that each row may accept, written by the host before a step.
+        active_B: 1 for rows that go on, 0 for those that have ended, likewise.
+        noise_LBV: the sampling noise of a step's levels, likewise; None before it is needed.
+        steps: the steps made for these tensors.
+    """
+
+    def __init__(
+        self,
+        target: TargetModel,
+        drafter: Drafter | None,
+        batch: int,
+        bucket: int,
+        captures: bool = True,
+        key: Hashable = None,
+    ) -> None:
+        self.target, self.drafter, self.bucket, self.captures, self.key = target, drafter, bucket, captures, key
+        self.levels = drafter.tree.levels if drafter is not None else 1
+        self._room = room(drafter)
+        self.cache = target.new_bucket(batch, bucket)
+        self.draft_state: StaticDraftState | None = None
+        self.roots_B, self.deepest_B, self.active_B = torch.zeros(3, batch, dtype=torch.int64, device=target.device)
+        self.noise_LBV: torch.Tensor | None = None
+        self.steps: dict[Hashable, DeviceStep] = {}
+
+    def holds(self, length: int) -> bool:
+        """Tell whether a step has room where the longest row uses `length` slots."""
+        return length + self._room <= self.bucket
+
+    def load(self, cache: KVCache, draft_state: DraftState | None, roots_B: torch.Tensor) -> None:
+        """Go on where another stream stands; between steps only."""
+        self.cache.copy_from(cache)
+        self.roots_B.copy_(roots_B)
+        if self.drafter is None or draft_state is None:
+            return
+        if self.draft_state is None:
+            head, features_BAF = self.drafter.head, draft_state.observed[0]
+            own = BucketCache(head.layers_count, len(roots_B), self.bucket, None, head.device)
+            shape = (len(roots_B), self.levels, features_BAF.shape[-1])
+            self.draft_state = StaticDraftState(draft_state.tree, own, features_BAF.new_zeros(shape))
+        self.draft_state.load(draft_state)
+
+    def prepare(self, deepest: Sequence[int], active: Sequence[bool]) -> None:
+        """Write what the next step may do."""
+        self.deepest_B.copy_(torch.tensor(deepest))
+        self.active_B.copy_(torch.tensor(active))
+
+    def draw(self, noise: Noise, positions: Sequence[int]) -> None:
+        """Write the noise of the next step, whose rows pick new tokens from these numbers on."""
+        rows = range(len(positions))
+        for level in range(self.levels):
+            noise_BV = noise.at([position + level for position in positions], rows, noise.width)
+            if self.noise_LBV is None:
+                self.noise_LBV = noise_BV.new_zeros(self.levels, *noise_BV.shape)
+            self.noise_LBV[level].copy_(noise_BV)
+
+    def settle(self, counts: Sequence[int]) -> None:
+        """Tell the host what the last step has kept of every row."""
+        self.cache.settle(counts)
+        if self.draft_state is not None:
+            self.draft_state.settle(counts)
+
+    @property
+    def moving(self) -> list[torch.Tensor]:
+        """What a step changes beyond undecided slots."""
+        moving = [self.roots_B, self.cache.lengths_B]
+        state = self.draft_state
+        return moving if state is None else [*moving, state.bucket.lengths_B, state.counts_B, *state.entries]
+
+    def saved(self) -> list[torch.Tensor]:
+        """Return what `restore` needs to let the next step be run again."""
+        return [tensor.clone() for tensor in self.moving]
+
+    def restore(self, saved: Sequence[torch.Tensor]) -> None:
+        """Undo the steps since `saved`; what they wrote into the caches is undecided again."""
+        for tensor, before in zip(self.moving, saved, strict=True):
+            tensor.copy_(before)
+        for cache in (self.cache, self.draft_state.cache if self.draft_state is not None else self.cache):
+            cache.drop_undecided()
+
+
+class DeviceStep:
+    """A decode step on an arena; calling it queues the work and waits for nothing.
+
+    Args:
+        arena: what it works on.
+        taps: which features the drafter reads.
+        sampler: stateless; only its processors are used, the noise is the arena's.
+
+    Attributes:
+        key: equal for steps that do the same.
+        replay: does what a call does, from a captured graph; None before it is captured.
+        unchecked: how many replays are still to be compared with a call.
+    """
+
+    def __init__(self, arena: Arena, taps: Taps, sampler: Sampler, key: Hashable) -> None:
+        self.arena, self.taps, self.key = arena, taps, key
+        self.samples = sampler.noise is not None
+        self.sampler = Sampler(sampler.processors, None)
+        self.replay: Callable[[], None] | None = None
+        self.unchecked = 2
+        self._outputs: list[torch.Tensor] = []
+
+    def __call__(self) -> None:
+        """Draft, verify, accept and commit once."""
+        arena = self.arena
+        tree = self._draft()
+        output = arena.target.verify(tree, arena.cache, self.taps if arena.drafter is not None else None)
+        acceptance = accept(tree, output.logits_BNV, self._pick)
+        self._publish(acceptance, tree)
+        # A row that has ended keeps nothing and stays where it is.
+        counts_B = (acceptance.n_accepted_B + 1) * arena.active_B
+        arena.cache.commit_on_device(acceptance.path_BA, counts_B)
+        arena.roots_B.copy_(acceptance.next_token_B)
+        if arena.draft_state is not None and output.features_BNF is not None:
+            index_BAF = acceptance.path_BA[..., None].expand(-1, -1, output.features_BNF.shape[-1])
+            arena.draft_state.observe(output.features_BNF.gather(1, index_BAF), acceptance.tokens_BA)
+            arena.draft_state.counts_B.copy_(counts_B)
+
+    def _draft(self) -> DraftTree:
+        arena = self.arena
+        if arena.drafter is None or arena.draft_state is None:
+            return root_only(arena.roots_B)
+        return arena.drafter.draft(arena.draft_state, arena.roots_B).limited(arena.deepest_B)
+
+    def _pick(self, logits_BV: torch.Tensor, level: int) -> torch.Tensor:
+        noise_LBV = self.arena.noise_LBV if self.samples else None
+        return pick(self.sampler.scores(logits_BV), None if noise_LBV is None else noise_LBV[level])
+
+    def _publish(self, acceptance: Acceptance, tree: DraftTree) -> None:
+        """Write the outcome where the host finds it after a replay too."""
+        nodes = (tree.tokens_BN, tree.parents_BN, tree.depths_BN, tree.mask_BNN, tree.scores_BN)
+        fresh = [acceptance.packed(), *nodes]
+        if not self._outputs:
+            self._levels, self._outputs = tree.levels, [tensor.clone() for tensor in fresh]
+        for static, new in zip(self._outputs, fresh, strict=True):
+            static.copy_(new)
+
+    @property
+    def outcome_BX(self) -> torch.Tensor:
+        """The last step's packed `Acceptance`, overwritten by the next."""
+        return self._outputs[0]
+
+    @property
+    def effects(self) -> list[torch.Tensor]:
+        """What two runs from the same state must agree on: the outcome and every count and token it moves."""
+        return [self.outcome_BX, *(t for t in self.arena.moving if not t.is_floating_point())]
+
+    def read(self) -> Walked:
+        """Copy the outcome to the host, the only wait of a step."""
+        return Walked.unpacked(self.outcome_BX)
+
+    def tree(self) -> DraftTree:
+        """Return a copy of the tree the last step has verified."""
+        tokens_BN, parents_BN, depths_BN, mask_BNN, scores_BN = (tensor.clone() for tensor in self._outputs[1:])
+        return DraftTree(tokens_BN, parents_BN, depths_BN, mask_BNN, scores_BN, self._levels)

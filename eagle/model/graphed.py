@@ -1,0 +1,134 @@
+"""Decoding whose steps a graph can replay: the loop of `decoding` on an arena.
+
+The prompt runs in the caches every call uses; what it leaves is copied into an arena, and steps run there, in buckets
+that double when the longest row fills them. Rows that have ended stay in the batch, because a graph has one shape.
+"""
+
+import time
+
+from eagle.model.adaptive import Chooser
+from eagle.model.decoding import Generation
+from eagle.model.device_step import Arena, DeviceStep
+from eagle.model.drafter import Drafter
+from eagle.model.graphs import GraphPool
+from eagle.model.prefix import Prefix
+from eagle.model.rows import DecodeStep, Request
+from eagle.model.target import Taps, TargetModel
+from eagle.model.walk import push_all
+
+
+class GraphedGeneration(Generation):
+    """A running call whose steps run on an arena; arguments as in `Generation`.
+
+    Args:
+        graphs: lends the arena and runs steps on it.
+    """
+
+    def __init__(
+        self,
+        graphs: GraphPool,
+        target: TargetModel,
+        drafter: Drafter | None,
+        request: Request,
+        taps: Taps,
+        prefix: Prefix | None = None,
+    ) -> None:
+        self.graphs = graphs
+        self.arena: Arena | None = None
+        super().__init__(target, drafter, request, taps, prefix)
+
+    @property
+    def _capacity(self) -> int:
+        return self.request.ids_RS.shape[1]
+
+    def prefill(self) -> DecodeStep:
+        """Run the prompt, pick the first token of every row and move into an arena."""
+        step = super().prefill()
+        if not self.is_done:
+            if self.drafter is not None and self.draft_state is not None:
+                self.drafter.catch_up(self.draft_state)
+            # Noted before it is filled, so that it goes back even if that fails.
+            self.arena = self.graphs.take(self.target, self.drafter, len(self.running), max(self.cache.lengths))
+            self.arena.load(self.cache, self.draft_state, self.roots_B)
+            self._settle_in(self.arena)
+        return step
+
+    def _settle_in(self, arena: Arena) -> DeviceStep:
+        self.arena, self.cache, self.draft_state, self.roots_B = arena, arena.cache, arena.draft_state, arena.roots_B
+        self._device_step = self.graphs.step(arena, self.taps, self.request.sampler)
+        return self._device_step
+
+    def step(self) -> DecodeStep:
+        """Take one step on the device, read its outcome and emit what it says."""
+        started = time.perf_counter()
+        arena, device_step = self._prepared()
+        active = [index for index, row in enumerate(self.running) if self.rows.finished[row] is None]
+        self.graphs.run(device_step)
+        walked, before = device_step.read(), [len(new) for new in self.rows.new]
+        push_all(self.rows, self.running, active, walked)
+        tokens = [new[start:] for new, start in zip(self.rows.new, before, strict=True)]
+        arena.settle([len(new) for new in tokens])
+        tree = device_step.tree()
+        step = self._emit(tokens, tree.size - 1, walked.accepted, tree)
+        accepted = [walked.accepted[index] for index in active]
+        self.stats.record_step(tree.size - 1, accepted, time.perf_counter() - started)
+        return step
+
+    def _prepared(self) -> tuple[Arena, DeviceStep]:
+        """Write limits and noise of the next step into an arena that holds it."""
+        arena, device_step, rows = self.arena, self._device_step, self.running
+        assert arena is not None
+        if not arena.holds(max(arena.cache.lengths)):
+            arena = self.graphs.grown(arena, max(arena.cache.lengths))
+            device_step = self._settle_in(arena)
+        active = [self.rows.finished[row] is None for row in rows]
+        arena.prepare([self._deepest(row) for row in rows], active)
+        noise = self.request.sampler.noise
+        if noise is not None:
+            soonest = min(self.rows.emitted(row) for row, goes_on in zip(rows, active, strict=True) if goes_on)
+            noise.forget_before(soonest - 1)
+            arena.draw(noise, [max(self.rows.emitted(row), soonest) for row in rows])
+        return arena, device_step
+
+    def close(self, is_whole: bool) -> None:
+        """End the call: give the arena back, and leave copies of its caches where another call may want them."""
+        arena, self.arena = self.arena, None
+        if arena is not None:
+            if is_whole and self.prefix is not None:
+                self._copy_out(arena)
+            self.graphs.give(arena)
+        super().close(is_whole and self.prefix is not None)
+
+    def _copy_out(self, arena: Arena) -> None:
+        used, pads = max(arena.cache.lengths), arena.cache.pads
+        self.cache = self.target.new_cache(len(pads), used, pads)
+        self.cache.copy_from(arena.cache)
+        state = arena.draft_state
+        if self.drafter is not None and state is not None:
+            self.draft_state = self.drafter.start(len(pads), used, pads)
+            self.draft_state.cache.copy_from(state.cache)
+            features_BAF, tokens_BA = (entries.clone() for entries in state.entries)
+            self.drafter.observe(self.draft_state, features_BAF, tokens_BA, state.counts)
+
+
+def begin(
+    graphs: GraphPool | None,
+    target: TargetModel,
+    drafter: Drafter | None,
+    request: Request,
+    taps: Taps,
+    prefix: Prefix | None = None,
+    chooser: Chooser | None = None,
+) -> Generation:
+    """Return the call's `Generation`, on graphs where there are some and the call's steps can be captured."""
+    if graphs is None or not _can_be_captured(target, drafter, request) or graphs.refuses(drafter, request.sampler):
+        return Generation(target, drafter, request, taps, prefix, chooser)
+    return GraphedGeneration(graphs, target, drafter, request, taps, prefix)
+
+
+def _can_be_captured(target: TargetModel, drafter: Drafter | None, request: Request) -> bool:
+    """Tell whether nothing between prefill and outcome asks the host."""
+    if request.is_watched or target.rope_switch is not None:
+        return False
+    # A threshold counts nodes on the host; a drafter of another kind may do anything.
+    return drafter is None or (type(drafter) is Drafter and drafter.tree.threshold == 1.0)
