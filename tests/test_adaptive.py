@@ -1,0 +1,317 @@
+"""`total_token=-1`: trees by expected tokens per second change no id; every tree equals the oracle's of its shape."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from architectures import base_model, prompts
+from oracle import oracle_dynamic
+from pairs import ea_model
+from references import generate_ids, uncached_features
+from scripted import answering, is_tree
+from test_drafted_trees import assert_same_tree, drafted, generation, oracle_for
+from test_synthetic import synthetic_pair, synthetic_prompt
+
+from eagle.model import adaptive, costs
+from eagle.model import ea_model as ea_model_file
+from eagle.model.adaptive import Chooser, Memory, Shapes, best_candidates
+from eagle.model.configs import TreeConfig
+from eagle.model.costs import Costs
+from eagle.model.decoding import Generation, decode
+from eagle.model.draft_state import RING, Observed, merged
+from eagle.model.request import prepare
+from eagle.model.tree import Candidates
+
+LIMIT = TreeConfig(total_token=24, depth=4, top_k=4)
+FREE = Costs((64,), (1, 2), ((1.0, 1.0),), (1,), ((0.0,),), ((0.0,),))  # a tree costs what its root does
+NEW = 40
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+class Restless(Chooser):
+    """Goes through all shapes in turn, and now and then decodes plainly."""
+
+    turn = 0
+
+    def next(self, context):
+        Restless.turn += 1
+        return None if self.turn % 5 == 0 else self.shapes.trees[37 * self.turn % len(self.shapes.trees)]
+
+
+def chooser(kind=Chooser, cost=FREE, limit=LIMIT):
+    nothing = np.zeros(limit.depth + 2)
+    return kind(Shapes(limit), cost, Memory(nothing, nothing))
+
+
+def running(model, ids, mask, kind=Restless, **arguments):
+    arguments = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": NEW, "do_sample": False, **arguments}
+    request = prepare(model.base_model, model.target, arguments, lambda: model.tokenizer)
+    return Generation(model.target, model.ea_layer, request, model._taps, None, chooser(kind))
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_trees_of_changing_shape_equal_the_oracle_s_and_ids_generate_s(tmp_path, kind, batch, sampled):
+    model = ea_model(tmp_path, "llama", kind, total_token=24, depth=4, top_k=4)
+    ids, mask = prompts(model.base_model, batch)
+    sampling = {"do_sample": True, "top_k": 0} if sampled else {}
+    generation, compared, before = running(model, ids, mask, **sampling), 0, [[] for _ in ids]
+    torch.manual_seed(3)
+    for step in decode(generation):
+        if step.tree is not None and step.tree.size > 1 and max(map(len, before)) < NEW - LIMIT.levels:
+            shape = generation.draft_state.tree
+            for index, row in enumerate(step.tree_rows):
+                known = torch.cat([ids[row, int((mask[row] == 0).sum()) :], torch.tensor(before[row])])
+                features = uncached_features(model.base_model, known[:-1], model._taps).float()
+                sizes = {"total_token": shape.nodes, "depth": shape.depth, "top_k": shape.top_k}
+                assert is_tree(step.tree, index)
+                want = oracle_dynamic(oracle_for(model), known.tolist(), features, **sizes)
+                assert_same_tree(drafted(step.tree, index), want)
+                compared += 1
+        before = [list(new) for new in generation.rows.new]
+        if any(reason is not None for reason in generation.rows.finished):
+            break
+    for _ in decode_rest(generation):
+        pass
+    assert compared >= 8
+    want = generate_ids(model.base_model, ids, mask, NEW, seed=3 if sampled else None)
+    got = generation.rows.ids()
+    assert torch.equal(got, want[:, : got.shape[1]]) and got.shape == want.shape
+
+
+def decode_rest(generation):
+    while not generation.is_done:
+        with torch.no_grad():
+            yield generation.step()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3_moe", "gpt2"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_accepted_tokens_survive_every_change_of_shape(name, batch, tmp_path):
+    model = ea_model(tmp_path, name, total_token=-1, depth=3, top_k=3)
+    ids, mask = prompts(model.base_model, batch)
+    for seed in (None, 5):
+        torch.manual_seed(5)
+        sampling = {} if seed is None else {"do_sample": True, "top_k": 0}
+        got = model.generate(ids, attention_mask=mask, max_new_tokens=30, **{"do_sample": False, **sampling})
+        assert torch.equal(got, generate_ids(model.base_model, ids, mask, 30, seed=seed))
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_a_perfect_head_grows_deep_trees_and_a_useless_one_none(tmp_path, kind, monkeypatch):
+    cost = Costs((64,), (1, 60), ((1.0, 1.5),), (1, 10), ((0.1, 0.1),), ((0.05, 0.05),))
+    monkeypatch.setattr(adaptive, "costs_of", lambda *_: cost)
+    lengths = {}
+    for noise in (0.0, 30.0):
+        model = synthetic_pair(tmp_path / str(noise), kind, noise, total_token=-1, top_k=4)
+        ids = synthetic_prompt()
+        for _ in range(2):
+            out = model.eagenerate(ids, max_new_tokens=200)
+        assert torch.equal(out, generate_ids(model.base_model, ids, torch.ones_like(ids), 200))
+        lengths[noise] = model.stats
+    assert lengths[0.0].acceptance_length > 5
+    # The second generation begins where the first has ended: plainly, but for a look and its probes.
+    assert lengths[30.0].drafted > 0 and lengths[30.0].steps > 190
+    assert sum(lengths[30.0].accepted_per_step) < 10
+
+
+def test_plain_steps_keep_their_features_for_the_head(tmp_path):
+    """After many plain steps the next tree is what it would have been without them."""
+    model = ea_model(tmp_path, "llama", "eagle3", total_token=10, depth=3, top_k=3)
+    ids, _ = prompts(model.base_model, 1)
+
+    class Sleeper(Chooser):
+        turn = 0
+
+        def next(self, context):
+            self.turn += 1
+            return model.ea_layer.tree if self.turn in (1, 31) else None
+
+    request = prepare(
+        model.base_model, model.target, {"input_ids": ids, "max_new_tokens": 60, "do_sample": False}, None
+    )
+    sleeping = Generation(
+        model.target, model.ea_layer, request, model._taps, None, chooser(Sleeper, limit=model.ea_layer.tree)
+    )
+    steps = decode(sleeping)
+    for _ in range(31):
+        next(steps)
+    assert len(sleeping.draft_state.pending) == 29 + 1
+    known = torch.cat([ids[0], torch.tensor(sleeping.rows.new[0])])
+    late = next(steps).tree
+    fresh = decode(generation(model, known[None, :-1]))
+    next(fresh)
+    assert_same_tree(drafted(late, 0), drafted(next(fresh).tree, 0))
+
+
+def test_the_ring_never_holds_more_than_its_size(tmp_path):
+    model = ea_model(tmp_path, base_model("llama"), total_token=10)
+    state = model.ea_layer.start(1, 400, [0])
+    width = 3 * model.hidden_size
+    for _ in range(2 * RING):
+        if state.cache.lengths[0] + sum(len(s.tokens_BA[0]) for s in state.pending) >= 390:
+            break
+        model.ea_layer.observe(state, torch.randn(1, 1, width), torch.tensor([[5]]), [1])
+        assert sum(seen.tokens_BA.shape[1] for seen in state.pending) <= RING
+    assert state.cache.lengths[0] >= RING
+
+
+def test_merged_observations_put_every_row_s_real_entries_first():
+    first = Observed(torch.tensor([[[1.0], [9.0]], [[2.0], [3.0]]]), torch.tensor([[1, 9], [2, 3]]), [1, 2])
+    second = Observed(torch.tensor([[[4.0]], [[9.0]]]), torch.tensor([[4], [9]]), [1, 0])
+    both = merged([first, second])
+    assert both.counts == [2, 2]
+    assert both.tokens_BA[:, :2].tolist() == [[1, 4], [2, 3]]
+    assert both.features_BAF[:, :2, 0].tolist() == [[1, 4], [2, 3]]
+
+
+def expected_by_hand(candidates, shape, width):
+    """Sum the probabilities of the nodes a smaller tree would hold, one candidate after another."""
+    scores, parents = candidates.scores_BM[0].tolist(), candidates.parents_BM[0].tolist()
+    depth, rank = {}, {}
+    for number, parent in enumerate(parents):
+        own = number if number < width else (number - width) % width
+        depth[number] = 1 if parent < 0 else depth[parent] + 1
+        rank[number] = own if parent < 0 else max(own, rank[parent])
+    order = sorted(range(len(scores)), key=lambda number: (-scores[number], number))
+    kept = [n for n in order if depth[n] <= shape.depth + 1 and rank[n] < shape.top_k][: shape.total_token - 1]
+    return sum(np.exp(scores[n]) for n in kept)
+
+
+def test_the_expected_gain_of_every_shape_is_what_its_nodes_promise(tmp_path):
+    model = ea_model(tmp_path, "llama", "eagle3", total_token=24, depth=4, top_k=4)
+    ids, mask = prompts(model.base_model, 1)
+    run = generation(model, ids, mask)
+    steps = decode(run)
+    next(steps), next(steps)
+    candidates, shapes = run.draft_state.candidates, Shapes(LIMIT)
+    found = best_candidates(candidates, 0)
+    gains = shapes.gains(found, LIMIT, np.ones(LIMIT.depth + 2))
+    for number, shape in enumerate(shapes.trees):
+        own = gains[number, shapes.all_widths.searchsorted(shape.top_k)]
+        assert own == pytest.approx(expected_by_hand(candidates, shape, 4), rel=1e-4)
+
+
+def flat(promised, width=2, levels=5):
+    """Candidates of which every level holds one node of this conditional probability, the others next to nothing."""
+    scores, parents = [], []
+    for depth in range(levels):
+        size = width if depth == 0 else width**2
+        best = np.log(promised) * (depth + 1)
+        start = 0 if depth == 0 else width + (depth - 1) * width**2
+        before = 0 if depth == 1 else start - width**2
+        scores += [best] + [-30.0] * (size - 1)
+        parents += [-1] * size if depth == 0 else [before] * size
+    as_tensor = torch.tensor([scores]), torch.tensor([parents])
+    return Candidates(torch.zeros_like(as_tensor[1]), as_tensor[1], as_tensor[0], width)
+
+
+def learn(subject, steps, promised, accepts):
+    for _ in range(steps):
+        tree = subject.next(100)
+        if tree is not None:
+            levels = tree.depth + 1
+            subject.record(tree, flat(promised, tree.top_k, levels), [min(accepts, levels)], [0])
+    return subject
+
+
+PRICED = Costs((64,), (1, 2, 24), ((1.0, 1.1, 1.6),), (1, 4), ((0.1, 0.12),), ((0.1, 0.12),))
+
+
+def test_promises_kept_lead_to_deep_trees_and_promises_broken_to_plain_decoding():
+    trusted = learn(chooser(cost=PRICED), 30, 0.9, 9)
+    assert not trusted.is_plain and trusted.shapes.trees[trusted._current].depth == LIMIT.depth
+    broken = learn(chooser(cost=PRICED), 60, 0.9, 0)
+    assert broken.is_plain
+
+
+def test_plain_decoding_is_probed_ever_more_rarely_and_left_when_drafting_pays():
+    subject = learn(chooser(cost=PRICED), 60, 0.05, 0)
+    assert subject.is_plain
+    gaps, last = [], 0
+    for number in range(1200):
+        tree = subject.next(100)
+        if tree is not None:
+            gaps.append(number - last)
+            last = number
+            subject.record(tree, flat(0.05, tree.top_k, tree.depth + 1), [0], [0])
+    assert min(gaps[1:]) >= 64 and max(gaps) == 256 and gaps[1:] == sorted(gaps[1:])
+    assert learn(subject, 600, 0.95, 9).is_plain is False
+
+
+def test_a_slower_machine_gets_smaller_trees():
+    low = Costs((64,), (1, 2, 24), ((1.0, 1.0, 1.1),), (1, 4), ((0.01, 0.01),), ((0.01, 0.01),))
+    cheap = learn(chooser(cost=low), 40, 0.7, 2)
+    dear = Costs((64,), (1, 2, 24), ((1.0, 1.1, 4.0),), (1, 4), ((0.3, 0.4),), ((0.3, 0.4),))
+    slow = learn(chooser(cost=dear), 40, 0.7, 2)
+    sizes = [s.shapes.trees[s._current].total_token * (not s.is_plain) for s in (slow, cheap)]
+    assert sizes[0] < sizes[1]
+
+
+def test_steps_that_take_longer_than_their_parts_count_with_what_they_took():
+    subject = learn(chooser(cost=PRICED), 20, 0.5, 1)
+    assert not subject.is_plain
+    for _ in range(20):
+        subject.took(9.0, subject.shapes.trees[0])
+        subject.took(1.0, None)
+    assert learn(subject, 20, 0.5, 1).is_plain
+
+
+def test_costs_are_measured_once_and_kept_on_disk(tmp_path, monkeypatch):
+    first = ea_model(tmp_path / "a", total_token=-1)
+    monkeypatch.setattr(costs, "measure", lambda *_: pytest.fail("measured again"))
+    second = ea_model(tmp_path / "b", total_token=-1)
+    assert first._adaptation._costs[1] == second._adaptation._costs[1]
+    files = list((tmp_path / "cache" / "eagle" / "costs").iterdir())
+    assert len(files) == 1 and set(json.loads(files[0].read_text())) == set(Costs.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"nodes": 1}', "[1, 2"])
+def test_an_unreadable_file_is_measured_anew(tmp_path, content):
+    ea_model(tmp_path / "a", total_token=-1)
+    (path,) = (tmp_path / "cache" / "eagle" / "costs").iterdir()
+    good = path.read_text()
+    path.write_text(content)
+    ea_model(tmp_path / "b", total_token=-1)
+    assert set(json.loads(path.read_text())) == set(json.loads(good))
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with caplog.at_level(logging.INFO, logger="eagle"):
+        model = ea_model(tmp_path, total_token=-1)
+    assert "costs are not kept" in caplog.text
+    ids, mask = prompts(model.base_model, 1)
+    assert torch.equal(model.eagenerate(ids, max_new_tokens=9), generate_ids(model.base_model, ids, mask, 9))
+
+
+def test_costs_rise_with_the_tree_and_are_linear_between_what_was_measured():
+    cost = Costs(
+        (64, 1024), (1, 3), ((1.0, 2.0), (2.0, 4.0)), (1, 3), ((0.1, 0.2), (0.1, 0.2)), ((0.5, 0.7), (0.5, 0.7))
+    )
+    one = lambda *sizes: cost.steps(*[64, *(np.array([s]) for s in sizes)])[0]  # noqa: E731
+    assert cost.plain(64) == 1 and cost.plain(544) == pytest.approx(1.5)
+    assert one(2, 2, 2) == pytest.approx(1.5 + 0.15 + 2 * 0.6)
+    assert one(5, 0, 1) == pytest.approx(3 + 0.1)
+
+
+def test_a_proof_that_the_walk_s_answers_are_learnt_from(tmp_path):
+    model = ea_model(tmp_path, "llama", "eagle3", total_token=-1, depth=3, top_k=3)
+    ids, mask = prompts(model.base_model, 1)
+    want = generate_ids(model.base_model, ids, mask, NEW)
+    with answering(model.ea_layer, want[0].tolist()):
+        assert torch.equal(model.eagenerate(ids, max_new_tokens=NEW), want)
+
+
+def test_graphs_and_changing_trees_exclude_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(ea_model_file, "graph_pool", lambda *_: object())
+    with pytest.raises(ValueError, match="a tree of one shape"):
+        ea_model(tmp_path, total_token=-1, cuda_graphs=True)
