@@ -4,7 +4,7 @@ import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,20 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class Pair:
-    """A base model and the folders of its heads; a synthetic pair has no tokenizer, and its folder is temporary."""
+    """A base model and the folders of its heads; a synthetic pair has no tokenizer, and its folder is temporary.
+
+    `options` are those of `EaModel` that say how both run (`compile`, `cuda_graphs`).
+    """
 
     base: Any
     path: str
     heads: tuple[str, ...]
     tokenizer: Any | None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def model(self, head: str, total_token: int, depth: int, top_k: int, tree: str = "dynamic") -> EaModel:
         """Put one of the heads on the base."""
-        return EaModel(None, self.base, self.path, head, total_token, depth, top_k, tree=tree)
+        return EaModel(None, self.base, self.path, head, total_token, depth, top_k, tree=tree, **self.options)
 
     def prompts(self, args: argparse.Namespace, count: int, length: int | None) -> list[torch.Tensor]:
         """Return up to `count` prompts [1, S] on the base's device, of `length` tokens or as they are."""
@@ -58,6 +62,8 @@ def add_pair_options(parser: argparse.ArgumentParser, heads: Sequence[str] = TIN
     group.add_argument("--draft-vocabulary", type=int, help="tokens that a synthetic EAGLE-3 head drafts")
     group.add_argument("--dtype", choices=DTYPES, default="float32")
     group.add_argument("--device", help="default: cuda where there is one, else cpu")
+    group.add_argument("--compile", action="store_true", help="pack linear layers for this processor (CPU)")
+    group.add_argument("--cuda-graphs", action="store_true", help="run steps as CUDA graphs")
     parser.set_defaults(default_heads=tuple(heads))
 
 
@@ -131,16 +137,17 @@ def opened(args: argparse.Namespace) -> Iterator[Pair]:
     """Load or make the pair; models must be put together within the block."""
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = getattr(torch, args.dtype)
+    options = {"compile": args.compile, "cuda_graphs": args.cuda_graphs}
     if args.synthetic is None:
         path = args.base_model_path or str(TINY_PAIR / "target")
         heads = tuple(args.ea_model_path or args.default_heads)
         for head in heads:
             read_config(head)  # a missing head is found before minutes of loading
         base = load_base(path, {"dtype": dtype}).to(device).eval()
-        yield Pair(base, path, heads, AutoTokenizer.from_pretrained(path))
+        yield Pair(base, path, heads, AutoTokenizer.from_pretrained(path), options)
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield _synthetic(args, dtype, device, folder)
+        yield replace(_synthetic(args, dtype, device, folder), options=options)
 
 
 def _synthetic(args: argparse.Namespace, dtype: torch.dtype, device: torch.device, folder: str) -> Pair:
@@ -175,6 +182,7 @@ def load_models(pair: Pair, total_tokens: Sequence[int], depth: int, top_k: int)
             label = size if len(total_tokens) > 1 or total_token == -1 else ""
             made[kind + suffix + label] = pair.model(folder, total_token, depth, top_k)
         for model in made.values():
-            model.ea_layer.head = first.ea_layer.head
+            model.ea_layer.head, model.ea_layer.packed = first.ea_layer.head, first.ea_layer.packed
+            model.target.packed = first.target.packed
         models |= made
     return models

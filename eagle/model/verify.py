@@ -24,6 +24,8 @@ import torch
 
 from eagle.model.tree import DraftTree
 
+KEY = 1 << 32  # more than any vocabulary holds
+
 
 @dataclass(frozen=True)
 class Acceptance:
@@ -88,22 +90,29 @@ def accept(
     every = torch.arange(batch, device=device)
     node_B = torch.zeros(batch, dtype=torch.int64, device=device)
     alive_B = torch.ones(batch, dtype=torch.bool, device=device)
-    accepted_B = torch.zeros_like(node_B)
-    path_BA = torch.arange(width, device=device).repeat(batch, 1)
-    tokens_BA = torch.zeros_like(path_BA)
+    # Parent and token as one number: a child is found by a single comparison.
+    child_BN = tree.parents_BN * KEY + tree.tokens_BN
+    nodes, picked, descended = [node_B], [], []
     for level in range(width):
         token_B = pick(logits_BNV[every, node_B], level)
-        tokens_BA[:, level] = token_B
+        picked.append(token_B)
         if level == width - 1:
             break
-        child_BN = (tree.parents_BN == node_B[:, None]) & (tree.tokens_BN == token_B[:, None])
-        alive_B = alive_B & child_BN.any(-1)
-        node_B = torch.where(alive_B, child_BN.int().argmax(-1), node_B)
-        path_BA[:, level + 1] = torch.where(alive_B, node_B, path_BA[:, level + 1])
-        accepted_B = accepted_B + alive_B
+        found_B, place_B = (child_BN == (node_B * KEY + token_B)[:, None]).max(-1)
+        alive_B = alive_B & found_B
+        node_B = torch.where(alive_B, place_B, node_B)
+        descended.append(alive_B)
+        nodes.append(node_B)
         if stops_early and not alive_B.any():
             break
-    return Acceptance(path_BA, accepted_B, tokens_BA)
+    path_BA = torch.arange(width, device=device).repeat(batch, 1)
+    tokens_BA = torch.zeros_like(path_BA)
+    tokens_BA[:, : len(picked)] = torch.stack(picked, 1)
+    if not descended:
+        return Acceptance(path_BA, torch.zeros_like(node_B), tokens_BA)
+    descended_BA = torch.stack(descended, 1)
+    path_BA[:, 1 : len(nodes)] = torch.where(descended_BA, torch.stack(nodes[1:], 1), path_BA[:, 1 : len(nodes)])
+    return Acceptance(path_BA, descended_BA.sum(1), tokens_BA)
 
 
 def accept_stepwise(
