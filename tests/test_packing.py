@@ -1,7 +1,9 @@
 """`compile=True`: packed linear layers change no id and no drafted tree, and leave the base model as it was."""
 
 import copy
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -123,3 +125,13 @@ def test_what_cannot_be_packed_is_refused_in_words(tmp_path):
         Packed(torch.nn.Linear(4, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match="on a CPU; these are on \\['meta'\\]"):
         Packed(torch.nn.Linear(4, 4, device="meta"))
+
+
+def test_models_on_one_base_share_what_is_packed_of_it_and_leave_nothing_behind(tmp_path):
+    base = copy.deepcopy(base_model("llama"))
+    first, second = (ea_model(tmp_path / name, base, compile=True) for name in "ab")
+    assert first.target.packed is second.target.packed and first.ea_layer.packed is not second.ea_layer.packed
+    gone = weakref.ref(first.target.packed)
+    del first, second, base
+    gc.collect()
+    assert gone() is None

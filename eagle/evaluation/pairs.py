@@ -183,6 +183,5 @@ def load_models(pair: Pair, total_tokens: Sequence[int], depth: int, top_k: int)
             made[kind + suffix + label] = pair.model(folder, total_token, depth, top_k)
         for model in made.values():
             model.ea_layer.head, model.ea_layer.packed = first.ea_layer.head, first.ea_layer.packed
-            model.target.packed = first.target.packed
         models |= made
     return models

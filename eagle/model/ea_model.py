@@ -25,7 +25,7 @@ from eagle.model.head import EagleHead
 from eagle.model.inputs import check_ids
 from eagle.model.loading import load_base, load_tokenizer
 from eagle.model.output import collected, steps
-from eagle.model.packing import Packed
+from eagle.model.packing import Packed, packed
 from eagle.model.prefix import Prefix
 from eagle.model.reference import Call, reference_signature, without_defaults
 from eagle.model.request import prepare, reusable
@@ -116,7 +116,7 @@ class EaModel(Facade, nn.Module):
         self.ea_layer.eval()
         self._packed: tuple[Packed, ...] = ()
         if compile:
-            self._packed = self.target.packed, self.ea_layer.packed = Packed(base_model), Packed(head)
+            self._packed = self.target.packed, self.ea_layer.packed = packed(base_model), packed(head)
         self.training = base_model.training
         self._adaptation: Adaptation | None = None
         if total_token == -1 and trees.static is None:
@@ -266,8 +266,8 @@ class EaModel(Facade, nn.Module):
     def _prepared(self, drafter: Drafter | None, base: Any, arguments: dict[str, Any]) -> Generation:
         """Check a call and allocate its caches; nothing has run yet."""
         with without_gradients():
-            for packed in self._packed:
-                packed.refresh()
+            for linears in self._packed:
+                linears.refresh()
             request = prepare(base, self.target, arguments, lambda: self.tokenizer)
             prefix = reusable(arguments, request, self.prefix)
             adaptation = self._adaptation if drafter is not None else None

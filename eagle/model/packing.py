@@ -9,6 +9,7 @@ our forwards its modules are as they were.
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ SUPPORTED = {
     torch.bfloat16: lambda: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
     torch.float16: lambda: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
 }
+_PACKED: WeakKeyDictionary[nn.Module, "Packed"] = WeakKeyDictionary()
 # Elements per weight that are compared to notice a change behind our back.
 SAMPLE = 64
 
@@ -118,6 +120,14 @@ class Packed:
         finally:
             for linear in chosen:
                 linear.leave()
+
+
+def packed(root: nn.Module) -> Packed:
+    """Return what is packed of a model, once for all that use it."""
+    known = _PACKED.get(root)
+    if known is None:
+        known = _PACKED[root] = Packed(root)
+    return known
 
 
 def _is_supported(dtype: torch.dtype) -> bool:
