@@ -9,6 +9,7 @@ from scripted import is_tree
 from eagle.model.choices import mc_sim_7b_63
 from eagle.model.configs import TreeConfig, tree_config
 from eagle.model.tree import Candidates, best, from_parents, root_only, select, static_levels
+from eagle.model.verify import accept, accept_picked
 
 
 @st.composite
@@ -101,3 +102,31 @@ def test_tree_sizes_follow_the_definition():
 def test_paths_that_make_no_tree_are_refused(paths):
     with pytest.raises(ValueError, match="path"):
         static_levels(paths)
+
+
+@settings(max_examples=200, deadline=None)
+@given(parents=parent_lists(10), data=st.data())
+def test_a_walk_at_once_equals_the_walk_level_by_level(parents, data):
+    """Greedy picks, siblings with different tokens, limits that cut a tree: both walks accept the same."""
+    size, vocabulary = len(parents), 12
+    draw = data.draw(st.permutations(range(vocabulary)))
+    tokens = torch.tensor([[draw[n % vocabulary] for n in range(size)]] * 2)
+    picks = torch.tensor(data.draw(st.lists(st.integers(0, vocabulary - 1), min_size=2 * size, max_size=2 * size)))
+    agreed = data.draw(st.integers(0, size - 1))
+    picks = picks.view(2, size)
+    while agreed > 0:  # one path the target agrees with
+        picks[0, parents[agreed]] = tokens[0, agreed]
+        agreed = parents[agreed]
+    depth = [0] * size
+    for node in range(1, size):
+        depth[node] = depth[parents[node]] + 1
+    tree = from_parents(tokens, torch.tensor([parents] * 2), torch.zeros(tokens.shape), max(depth) + 1)
+    tree = tree.limited([data.draw(st.integers(0, 3)), 9])
+    logits = torch.nn.functional.one_hot(picks, vocabulary).float()
+    slow = accept(tree, logits, lambda logits_BV, level: logits_BV.argmax(-1))
+    fast = accept_picked(tree, picks)
+    assert fast.n_accepted_B.tolist() == slow.n_accepted_B.tolist()
+    for row, count in enumerate(slow.n_accepted_B.tolist()):
+        assert fast.path_BA[row, : count + 1].tolist() == slow.path_BA[row, : count + 1].tolist()
+        assert fast.tokens_BA[row, : count + 1].tolist() == slow.tokens_BA[row, : count + 1].tolist()
+    assert fast.next_token_B.tolist() == slow.next_token_B.tolist()

@@ -19,7 +19,7 @@ from eagle.model.kv_cache import KVCache
 from eagle.model.sampling import Noise, Sampler, pick
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import DraftTree, root_only
-from eagle.model.verify import Acceptance, Walked, accept
+from eagle.model.verify import Acceptance, Walked, accept, accept_picked
 
 
 class StaticDraftState(DraftState):
@@ -204,7 +204,7 @@ class DeviceStep:
         arena = self.arena
         tree = self._draft()
         output = arena.target.verify(tree, arena.cache, self.taps if arena.drafter is not None else None)
-        acceptance = accept(tree, output.logits_BNV, self._pick)
+        acceptance = self._accept(tree, output.logits_BNV)
         self._publish(acceptance, tree)
         # A row that has ended keeps nothing and stays where it is.
         counts_B = (acceptance.n_accepted_B + 1) * arena.active_B
@@ -220,6 +220,11 @@ class DeviceStep:
         if arena.drafter is None or arena.draft_state is None:
             return root_only(arena.roots_B)
         return arena.drafter.draft(arena.draft_state, arena.roots_B).limited(arena.deepest_B)
+
+    def _accept(self, tree: DraftTree, logits_BNV: torch.Tensor) -> Acceptance:
+        if self.sampler.is_plain_greedy and not self.samples:
+            return accept_picked(tree, logits_BNV.argmax(-1))
+        return accept(tree, logits_BNV, self._pick)
 
     def _pick(self, logits_BV: torch.Tensor, level: int) -> torch.Tensor:
         noise_LBV = self.arena.noise_LBV if self.samples else None

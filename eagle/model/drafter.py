@@ -217,6 +217,8 @@ class Drafter(nn.Module):
             all_scores.append(candidates_BM)
             all_tokens.append(children_BKK.flatten(1))
             all_parents.append(places_BK.repeat_interleave(width, dim=1))
+            if depth == tree.depth - 1:
+                break
             scores_BK, chosen_BK = best(candidates_BM, width)
             tokens_BK, parent_BK = all_tokens[-1].gather(1, chosen_BK), chosen_BK // width
             hidden_BKD = hidden_BKD.gather(1, parent_BK[..., None].expand_as(hidden_BKD))

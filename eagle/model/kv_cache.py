@@ -155,22 +155,24 @@ class KVCache(Cache):  # type: ignore[misc]
         self.advance(counts)
 
     def _move_all(self, path_BA: torch.Tensor) -> None:
-        for layer in filter(lambda layer: layer.is_initialized, self.layers):
-            for buffer_BHCE in (layer.keys, layer.values):
-                self._move(buffer_BHCE, path_BA.to(buffer_BHCE.device))
-
-    def _move(self, buffer_BHCE: torch.Tensor, path_BA: torch.Tensor) -> None:
         # Source and destination overlap: gather to a temporary first.
-        if self.is_uniform and len(self.lengths) == 1:
-            start, width = self.lengths[0], path_BA.shape[1]
-            buffer_BHCE[:, :, start : start + width] = buffer_BHCE.index_select(2, path_BA[0] + start)
-            return
-        batch, heads, _, size = buffer_BHCE.shape
-        starts_B1 = self.lengths_on(path_BA.device)[:, None]
-        shape = (batch, heads, path_BA.shape[1], size)
-        moved_BHAE = buffer_BHCE.gather(2, (starts_B1 + path_BA)[:, None, :, None].expand(shape))
-        target_BA = starts_B1 + torch.arange(path_BA.shape[1], device=path_BA.device)
-        buffer_BHCE.scatter_(2, target_BA[:, None, :, None].expand(shape), moved_BHAE)
+        is_single = self.is_uniform and len(self.lengths) == 1
+        where: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        width = path_BA.shape[1]
+        for layer in self.layers:
+            for buffer_BHCE in (layer.keys, layer.values) if layer.is_initialized else ():
+                device = buffer_BHCE.device
+                if device not in where:
+                    starts_B1 = self.lengths_on(device)[:, None]
+                    where[device] = starts_B1 + path_BA.to(device), starts_B1 + torch.arange(width, device=device)
+                source_BA, target_BA = where[device]
+                if is_single:
+                    moved_BHAE = buffer_BHCE.index_select(2, source_BA[0])
+                    buffer_BHCE.narrow(2, self.lengths[0], width).copy_(moved_BHAE)
+                    continue
+                shape = (*buffer_BHCE.shape[:2], width, buffer_BHCE.shape[-1])
+                moved_BHAE = buffer_BHCE.gather(2, source_BA[:, None, :, None].expand(shape))
+                buffer_BHCE.scatter_(2, target_BA[:, None, :, None].expand(shape), moved_BHAE)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop all rows of the batch but these."""

@@ -161,6 +161,11 @@ class Sampler:
         self.is_row_by_row = all(type(processor) in ROW_PROCESSORS for processor in processors)
         self._of_row: dict[int, LogitsProcessorList] = {}
 
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether every token is the likeliest, whatever came before."""
+        return self.noise is None and not len(self.processors)
+
     def scores(
         self, logits_BV: torch.Tensor, prefix_BL: torch.Tensor | None = None, row: int | None = None
     ) -> torch.Tensor:

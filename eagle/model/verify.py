@@ -115,6 +115,29 @@ def accept(
     return Acceptance(path_BA, descended_BA.sum(1), tokens_BA)
 
 
+def accept_picked(tree: DraftTree, picks_BN: torch.Tensor) -> Acceptance:
+    """Walk all rows and levels at once, where what the target picks at a node does not depend on the walk: greedily.
+
+    Args:
+        tree: the verified tree.
+        picks_BN: the target's pick at every node.
+    """
+    width = min(tree.levels, tree.size)
+    agrees_BN = (picks_BN.gather(1, tree.parents_BN.clamp(min=0)) == tree.tokens_BN) & (tree.parents_BN >= 0)
+    # The root needs no one's agreement; a node is reached when all its ancestors and itself are agreed with.
+    disagrees_BN = ~agrees_BN
+    disagrees_BN[:, 0] = False
+    is_cut_BN = (tree.mask_BNN & disagrees_BN[:, None]).any(-1)
+    accepted_B, last_B = tree.depths_BN.masked_fill(is_cut_BN, -1).max(-1)
+    on_path_BN = tree.mask_BNN.gather(1, last_B[:, None, None].expand(-1, 1, tree.size))[:, 0]
+    # Nodes of the path go to the column of their depth, all others to one more that is dropped.
+    columns_BN = torch.where(on_path_BN, tree.depths_BN, width)
+    nodes_N = torch.arange(tree.size, device=picks_BN.device)
+    path_BA = torch.arange(width + 1, device=picks_BN.device).repeat(len(picks_BN), 1)
+    path_BA = path_BA.scatter_(1, columns_BN, nodes_N.expand_as(columns_BN))[:, :width]
+    return Acceptance(path_BA, accepted_B, picks_BN.gather(1, path_BA))
+
+
 def accept_stepwise(
     tree: DraftTree,
     logits_BNV: torch.Tensor,
