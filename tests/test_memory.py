@@ -177,7 +177,7 @@ def endless():
 
 
 def poison(pool):
-    for cache in pool._kept.values():
+    for cache in pool.kept:
         for layer in cache.layers:
             layer.keys.fill_(torch.nan)
             layer.values.fill_(torch.nan)
@@ -244,7 +244,7 @@ def test_two_live_streams_never_share(tmp_path, endless):
     running = [begun(model, ids) for ids in both]
     for pair in zip_longest(*map(decode, running)):
         assert any(pair)
-        kept = list(model.pool._kept.values())
+        kept = model.pool.kept
         caches = [c for one in running if not one.is_done for c in one._caches.values()] + kept
         places = [place for cache in caches for layer in buffers_of(cache) for place in layer]
         assert len(set(places)) == len(places)

@@ -25,6 +25,11 @@ class CachePool:
         """Return how many caches are kept."""
         return len(self._kept)
 
+    @property
+    def kept(self) -> list[KVCache]:
+        """The caches that wait for a call."""
+        return list(self._kept.values())
+
     def lend(self, name: str, cache: KVCache) -> None:
         """Hand the buffers kept under a name to an empty cache; those that do not fit it are freed as it fills."""
         with self._lock:

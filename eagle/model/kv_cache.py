@@ -17,7 +17,6 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-
 # New tokens that there is room for at first; each growth brings twice as many as the one before.
 BLOCK = 256
 
