@@ -1,7 +1,10 @@
 """Memory of a call: caches that grow as tokens come, are used again by the next call, and tensors held once."""
 
 import copy
+import json
 import pickle
+import subprocess
+import sys
 from itertools import zip_longest
 
 import pytest
@@ -326,3 +329,15 @@ def test_a_head_keeps_what_is_not_quite_the_target_s(whole_head):
     assert head.embed_tokens.weight.data_ptr() == base.get_input_embeddings().weight.data_ptr()
     assert head.lm_head.weight.data_ptr() != base.lm_head.weight.data_ptr()
     assert float((head.lm_head.weight - base.lm_head.weight).detach().abs().max()) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_a_call_holds_no_more_than_the_sum_of_its_parts(tmp_path, kind):
+    """Weights, head, both caches, the tree's logits and one chunk's activations: a process of its own is measured."""
+    options = ["--synthetic", "46m", "--kind", kind, "--prompt-length", "1500", "--new-tokens", "24"]
+    command = [sys.executable, "-m", "eagle.evaluation.memory", *options, "--json", str(tmp_path / "memory.json")]
+    subprocess.run(command, check=True, capture_output=True)
+    document = json.loads((tmp_path / "memory.json").read_text())
+    assert 100e6 < document["terms"]["weights"] < 200e6
+    assert document["sum"] == sum(document["terms"].values())
+    assert 0.8 < document["ratio"] <= 1.05

@@ -3,7 +3,9 @@
     python -m eagle.evaluation.memory --base-model-path TARGET --ea-model-path HEAD
     python -m eagle.evaluation.memory --synthetic 850m --dtype bfloat16
 
-Resident memory before loading, after a call of a tiny pair that loads the libraries' own code, is subtracted. Terms:
+Resident memory before loading, after a call of a tiny pair that loads the libraries' own code, is subtracted. glibc is
+told to return what is freed at once: by default its heap keeps blocks of up to 32 MB for later, and the peak would
+also count what nobody holds. Terms:
 
 - weights: the target's parameters and buffers, each storage once;
 - head: the same of the draft head, without what it shares with the target;
@@ -13,6 +15,7 @@ Resident memory before loading, after a call of a tiny pair that loads the libra
 """
 
 import argparse
+import ctypes
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,6 +31,8 @@ from eagle.evaluation.probe import PeakMemory
 from eagle.evaluation.report import aligned, write_json
 from eagle.model.ea_model import EaModel
 from eagle.model.target import PREFILL_CHUNK
+
+M_MMAP_THRESHOLD, LEAST_MAPPED = -3, 1 << 16  # glibc's malloc.h; bytes
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,15 @@ def activations(model: EaModel, rows: int, prompt: int, chunk: int) -> int:
     return int(rows * (numbers * size + tokens * prompt * (prompt > chunk)))
 
 
+def return_freed_blocks() -> None:
+    """Let glibc, where there is one, map every larger block by itself, which ends with the block."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, LEAST_MAPPED)
+
+
 def measure(args: argparse.Namespace) -> Use:
     """Load the pair, generate once and return what that took."""
+    return_freed_blocks()
     process = psutil.Process()
     tiny = {"synthetic": "tiny", "base_model_path": None, "ea_model_path": None, "draft_vocabulary": None}
     call(argparse.Namespace(**{**vars(args), **tiny, "kind": args.kind if args.synthetic else None}), 64, 8)
