@@ -15,6 +15,8 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from eagle.model.configs import EConfig
 from eagle.model.head import DraftHead, Eagle3Head, EagleHead
@@ -40,7 +42,7 @@ def load_head(path: str, target: Any, **hub: Any) -> DraftHead:
         ValueError: keys missing or unexpected, tensors empty, or sizes that do not fit the target.
     """
     config, state = read_config(path, **hub), read_weights(path, **hub)
-    return build_head(config, state, target)
+    return build_head(config, state, target).to(torch.get_default_dtype())
 
 
 def read_config(path: str, **hub: Any) -> EConfig:
@@ -77,7 +79,7 @@ def read_weights(path: str, **hub: Any) -> dict[str, torch.Tensor]:
 
 
 def build_head(config: EConfig, state: Mapping[str, torch.Tensor], target: Any) -> DraftHead:
-    """Make the head that these tensors describe.
+    """Make the head that these tensors describe, of copies of them in their own dtypes.
 
     Raises:
         ValueError: see `load_head`.
@@ -87,10 +89,8 @@ def build_head(config: EConfig, state: Mapping[str, torch.Tensor], target: Any) 
     is_eagle3 = "midlayer.self_attn.q_proj.weight" in state
     if not is_eagle3 and "layers.0.self_attn.q_proj.weight" not in state:
         raise ValueError(f"no draft head found: neither 'midlayer.' nor 'layers.0.' among the tensors {sorted(state)}")
-    if is_eagle3:
-        head: DraftHead = _eagle3(config, state, target)
-    else:
-        head = _eagle(config, state, target)
+    head: DraftHead = _eagle3(config, state, target) if is_eagle3 else _eagle(config, state, target)
+    head.rotary_emb = LlamaRotaryEmbedding(config)
     expected = set(head.state_dict())
     missing, unexpected = sorted(expected - set(state)), sorted(set(state) - expected)
     if missing or unexpected:
@@ -102,10 +102,33 @@ def build_head(config: EConfig, state: Mapping[str, torch.Tensor], target: Any) 
     ]
     if wrong:
         raise ValueError(f"draft head does not fit its config.json or its target: {'; '.join(wrong)}")
-    head.load_state_dict(state)
+    # Copies: the caller's tensors, and files that are mapped into memory, may change.
+    head.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     if is_eagle3:
         _check_draft_vocabulary(state, target.vocab_size)
     return head.eval()
+
+
+def share(head: DraftHead, target: Any) -> None:
+    """Let a head on its target's device use the target's own tensors where its embeddings or output matrix are equal.
+
+    Only the storage is shared: moving the head, or giving it another dtype, leaves the target alone, and so does
+    loading other weights into it.
+    """
+    doors = {"embed_tokens": target.get_input_embeddings(), "lm_head": target.get_output_embeddings()}
+    for name, door in doors.items():
+        mine, theirs = getattr(head, name, None), getattr(door, "weight", None)
+        if mine is None or not isinstance(theirs, torch.Tensor) or theirs.is_meta:
+            continue
+        kinds = [(type(weight.data), weight.shape, weight.dtype, weight.device) for weight in (mine.weight, theirs)]
+        if kinds[0] == kinds[1] and torch.equal(mine.weight, theirs):
+            mine.weight = nn.Parameter(theirs.detach(), requires_grad=mine.weight.requires_grad)
+            mine.register_load_state_dict_pre_hook(_let_go)
+
+
+def _let_go(module: Any, *_: Any) -> None:
+    """Give a module a weight of its own before something is loaded into it."""
+    module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=module.weight.requires_grad)
 
 
 def _eagle(config: EConfig, state: dict[str, torch.Tensor], target: Any) -> EagleHead:
@@ -116,7 +139,8 @@ def _eagle(config: EConfig, state: dict[str, torch.Tensor], target: Any) -> Eagl
         logger.warning("config.json says bias=%s, the weights say %s: the weights win", config.bias, has_bias)
         config.bias = has_bias
     _check_vocabulary(config, target)
-    return EagleHead(config, own_embeddings="embed_tokens.weight" in state)
+    with torch.device("meta"):  # the checkpoint has all tensors
+        return EagleHead(config, own_embeddings="embed_tokens.weight" in state)
 
 
 def _eagle3(config: EConfig, state: dict[str, torch.Tensor], target: Any) -> Eagle3Head:
@@ -139,7 +163,8 @@ def _eagle3(config: EConfig, state: dict[str, torch.Tensor], target: Any) -> Eag
         ids_W = torch.arange(len(state["d2t"])) + state["d2t"]
         state["t2d"] = torch.zeros(config.vocab_size, dtype=torch.bool)
         state["t2d"][ids_W.clamp(0, config.vocab_size - 1)] = True
-    return Eagle3Head(config, own_embeddings)
+    with torch.device("meta"):
+        return Eagle3Head(config, own_embeddings)
 
 
 def _check_vocabulary(config: EConfig, target: Any) -> None:

@@ -7,15 +7,16 @@ Shapes: B rows still in the batch, R rows the call began with, S prompt tokens, 
 """
 
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 import torch
 
 from eagle.model.adaptive import Chooser
+from eagle.model.cache_pool import CachePool
 from eagle.model.draft_state import DraftState
 from eagle.model.drafter import Drafter
+from eagle.model.gradients import without_gradients
 from eagle.model.kv_cache import KVCache
 from eagle.model.prefix import Left, Prefix
 from eagle.model.rows import DecodeStep, Request, Rows
@@ -36,6 +37,7 @@ class Generation:
         taps: which features the drafter reads.
         prefix: what an earlier call left behind, to start from; this call leaves its own there.
         chooser: decides every step's tree; None keeps the drafter's.
+        pool: holds the caches of the last call, for this one to use and then to return.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class Generation:
         taps: Taps,
         prefix: Prefix | None = None,
         chooser: Chooser | None = None,
+        pool: CachePool | None = None,
     ) -> None:
-        self.target, self.taps, self.prefix, self.chooser = target, taps, prefix, chooser
+        self.target, self.taps, self.prefix, self.chooser, self.pool = target, taps, prefix, chooser, pool
         self.pads = request.pads
         switch = target.rope_switch
         # In `generate` the longest row decides over all rows' frequencies; only plain decoding in step does so too.
@@ -63,13 +66,19 @@ class Generation:
         self._start()
 
     def _start(self) -> None:
-        """Allocate caches for the rows that run."""
+        """Make caches for the rows that run."""
         pads = [self.pads[row] for row in self.running]
         batch, capacity = len(self.running), self._capacity
         self.cache: KVCache = self.target.new_cache(batch, capacity, pads)
         self.draft_state: DraftState | None = None
         if self.drafter is not None:
             self.draft_state = self.drafter.start(batch, self.request.limit, pads)
+
+    @property
+    def _caches(self) -> dict[str, KVCache]:
+        """The caches of this call by whose they are; a drafter of another kind may have none."""
+        own = getattr(self.draft_state, "cache", None)
+        return {"target": self.cache} | ({"head": own} if own is not None else {})
 
     @property
     def _capacity(self) -> int:
@@ -92,10 +101,12 @@ class Generation:
             self.draft_state = self.drafter.resume(left.draft_state, kept, self.request.limit)
 
     def close(self, is_whole: bool) -> None:
-        """End the call; after a whole step the next one that begins with the same tokens gets the caches."""
+        """End the call; the prefix gets its caches after a whole step, else the pool after the last one."""
         if is_whole and self.prefix is not None:
             ids = self.rows.ids()[0, : self.cache.lengths[0]].tolist()
             self.prefix.leave(Left(ids, self.target, self.cache, self.drafter, self.draft_state), self._turn)
+        elif is_whole and self.pool is not None and self.is_done:
+            self.pool.keep(self._caches)
 
     def prefill(self) -> DecodeStep:
         """Run the prompt and pick the first token of every row."""
@@ -109,6 +120,10 @@ class Generation:
 
     def _prefill(self, ids_BS: torch.Tensor, mask_BS: torch.Tensor | None) -> DecodeStep:
         features: list[torch.Tensor] = []
+        for name, cache in self._caches.items():
+            cache.begin(ids_BS.shape[1], self.request.limit)
+            if self.pool is not None and max(cache.lengths) == 0:
+                self.pool.lend(name, cache)
 
         def feed_head(start: int, features_BSF: torch.Tensor) -> None:
             # The last position's partner is the token still to be picked.
@@ -261,13 +276,6 @@ class Generation:
     def is_done(self) -> bool:
         """Whether every row has ended."""
         return all(reason is not None for reason in self.rows.finished)
-
-
-@contextmanager
-def without_gradients() -> Iterator[None]:
-    """Hold off gradients; what is made here outlives a caller's `inference_mode`, in which it would freeze."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
 
 
 def decode(generation: Generation) -> Generator[DecodeStep, None, None]:

@@ -13,12 +13,14 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from eagle.model.adaptive import Adaptation
-from eagle.model.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights
+from eagle.model.cache_pool import CachePool
+from eagle.model.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights, share
 from eagle.model.configs import tapped_layers, tree_config
-from eagle.model.decoding import Generation, without_gradients
+from eagle.model.decoding import Generation
 from eagle.model.diagnosis import Report, diagnose
 from eagle.model.drafter import Drafter
 from eagle.model.facade import Facade
+from eagle.model.gradients import without_gradients
 from eagle.model.graphed import begin
 from eagle.model.graphs import graph_pool
 from eagle.model.head import EagleHead
@@ -95,8 +97,11 @@ class EaModel(Facade, nn.Module):
         self.hidden_size = self.target.config.hidden_size
         self.vocab_size = self.target.vocabulary
         config = read_config(ea_model_path, **hub)
-        state = ea_layer_state_dict if ea_layer_state_dict is not None else read_weights(ea_model_path, **hub)
-        head = build_head(config, state, self.target.config)
+        given = ea_layer_state_dict
+        # Not kept in a variable: the head copies them.
+        head = build_head(
+            config, given if given is not None else read_weights(ea_model_path, **hub), self.target.config
+        )
         self.use_eagle3 = not isinstance(head, EagleHead)
         widest = max((rank for level in trees.static or () for rank in level.rank), default=0)
         if widest >= head.draft_size:
@@ -105,12 +110,14 @@ class EaModel(Facade, nn.Module):
             raise ValueError(f"use_eagle3={use_eagle3}, but {ea_model_path!r} holds an {head.kind} head")
         self._taps: Taps = tapped_layers(head.config, len(self.target.layers)) if self.use_eagle3 else "last"
         head.to(device=self.target.device, dtype=base_model.dtype)
+        share(head, base_model)
         self.ea_layer = Drafter(head, trees, self.target.embed, self.target.output_logits)
         if trees.nodes < trees.total_token and trees.static is None:
             logger.info("total_token=%d clipped to %d: depth and top_k fill no more", total_token, trees.nodes)
         self.stats = GenerationStats()
         self.graphs = graph_pool(cuda_graphs, self.target)
         self.prefix = Prefix()
+        self.pool = CachePool()
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenizer_options: dict[str, Any] = {}
         self.ea_layer.eval()
@@ -177,6 +184,11 @@ class EaModel(Facade, nn.Module):
     def self_check(self) -> Report:
         """Check on this very model, in seconds, that trees are verified exactly; the report says why not."""
         return diagnose(self.base_model, self._taps)
+
+    def free(self) -> None:
+        """Free the caches that calls leave for the next one: the pool's, and those of `prefix`."""
+        self.pool.clear()
+        self.prefix.clear()
 
     def get_tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the base model's tokenizer."""
@@ -272,7 +284,7 @@ class EaModel(Facade, nn.Module):
             prefix = reusable(arguments, request, self.prefix)
             adaptation = self._adaptation if drafter is not None else None
             chooser = adaptation.chooser(len(request.ids_RS)) if adaptation is not None else None
-            generation = begin(self.graphs, self.target, drafter, request, self._taps, prefix, chooser)
+            generation = begin(self.graphs, self.target, drafter, request, self._taps, prefix, chooser, self.pool)
         self.stats = generation.stats
         return generation
 

@@ -7,6 +7,7 @@ that double when the longest row fills them. Rows that have ended stay in the ba
 import time
 
 from eagle.model.adaptive import Chooser
+from eagle.model.cache_pool import CachePool
 from eagle.model.decoding import Generation
 from eagle.model.device_step import Arena, DeviceStep
 from eagle.model.drafter import Drafter
@@ -119,10 +120,11 @@ def begin(
     taps: Taps,
     prefix: Prefix | None = None,
     chooser: Chooser | None = None,
+    pool: CachePool | None = None,
 ) -> Generation:
     """Return the call's `Generation`, on graphs where there are some and the call's steps can be captured."""
     if graphs is None or not _can_be_captured(target, drafter, request) or graphs.refuses(drafter, request.sampler):
-        return Generation(target, drafter, request, taps, prefix, chooser)
+        return Generation(target, drafter, request, taps, prefix, chooser, pool)
     return GraphedGeneration(graphs, target, drafter, request, taps, prefix)
 
 

@@ -2,7 +2,7 @@
 
 Owns the buffers, where a forward writes, and what a commit moves. Writing is not committing: a forward writes behind
 `lengths` and only `commit` lets them grow, so a step that fails or is rejected leaves nothing to undo. Buffers start
-as zeros because a NaN in a masked slot still poisons attention (0 * NaN).
+as zeros because a NaN in a masked slot still poisons attention (0 * NaN), and grow with the tokens a call makes.
 
 `KVCache` shows attention the slots in use and keeps its counts on the host; `BucketCache` in the next file shows whole
 buffers and counts on the device, which is what a captured graph needs.
@@ -17,31 +17,49 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+# New tokens that there is room for at first; each growth brings twice as many as the one before.
+BLOCK = 256
+
 
 class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's keys [B,H,C,Ek] and values [B,H,C,Ev], allocated by the first update on that layer's own device."""
+    """One layer's keys [B,H,C,Ek] and values [B,H,C,Ev], allocated by the first update on that layer's own device.
+
+    Attributes:
+        slots: C, slots per row of the buffers; 0 before the first update.
+    """
 
     is_sliding = False
+    keys: Any  # a tensor once there is one
+    values: Any
 
     def __init__(self, owner: "KVCache") -> None:
         super().__init__()
         self.owner = owner
+        self.slots = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate zeroed buffers for these widths, dtype and device."""
-        self.keys, self.values = (
-            states.new_zeros(states.shape[0], states.shape[1], self.owner.capacity, states.shape[-1])
-            for states in (key_states, value_states)
-        )
+        """Provide buffers for these widths, dtype and device: those of an earlier call where they fit, else zeros."""
+        least = self.owner.allocated
+        self.keys, self.values = _fitting(self.keys, key_states, least), _fitting(self.values, value_states, least)
+        self.slots = min(self.keys.shape[2], self.values.shape[2])
         self.is_initialized = True
+
+    def grow(self, slots: int) -> None:
+        """Move to larger buffers, one after the other, so that no more than one is there twice."""
+        self.keys = _grown(self.keys, slots)
+        self.values = _grown(self.values, slots)
+        self.slots = slots
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write N new entries behind the committed ones; return all keys and values that attention may see."""
+        end = self.owner.visible(key_states.shape[2])
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        return self.owner.write(self.keys, key_states), self.owner.write(self.values, value_states)
+        if end > self.slots:
+            self.grow(self.owner.room(end))
+        return self.owner.write(self.keys, key_states, end), self.owner.write(self.values, value_states, end)
 
     def get_mask_sizes(self, query_length: int | torch.Tensor) -> tuple[int, int]:
         """Return how many slots attention sees and the first one's number."""
@@ -54,10 +72,29 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
         return max(self.owner.lengths)
 
     def get_max_length(self) -> int:
-        """Return the slots allocated."""
+        """Return the slots there may be."""
         return self.owner.capacity
 
     get_max_cache_shape = get_max_length  # its name until 5.12; may go when that is too old
+
+
+def _fitting(old: torch.Tensor | None, states_BHNE: torch.Tensor, slots: int) -> torch.Tensor:
+    """Return a buffer for such states: `old` if it is one with enough slots, else a new one."""
+    batch, heads, _, size = states_BHNE.shape
+    if old is None or (old.dtype, old.device) != (states_BHNE.dtype, states_BHNE.device):
+        return states_BHNE.new_zeros(batch, heads, slots, size)
+    if (*old.shape[:2], old.shape[3]) != (batch, heads, size) or old.shape[2] < slots:
+        return states_BHNE.new_zeros(batch, heads, slots, size)
+    # A single row sees only what it has written; of several the longest shows the others slots that they have not.
+    return old.zero_() if batch > 1 else old
+
+
+def _grown(old_BHCE: torch.Tensor, slots: int) -> torch.Tensor:
+    """Return a buffer of more slots that holds the same."""
+    batch, heads, used, size = old_BHCE.shape
+    new_BHCE = old_BHCE.new_zeros(batch, heads, slots, size)
+    new_BHCE[:, :, :used] = old_BHCE
+    return new_BHCE
 
 
 class KVCache(Cache):  # type: ignore[misc]
@@ -66,20 +103,42 @@ class KVCache(Cache):  # type: ignore[misc]
     Args:
         layers: number of layers.
         batch: rows.
-        capacity: slots per row, undecided tree nodes included.
+        capacity: most slots per row, undecided tree nodes included; all of them are allocated unless `begin` says
+            otherwise.
         pads: left pads per row; they occupy slots but no position.
 
     Attributes:
+        allocated: slots per row that layers allocate when they next do.
         lengths: slots used per row, pads included; host integers.
     """
 
     def __init__(self, layers: int, batch: int, capacity: int, pads: Sequence[int] | None = None) -> None:
         super().__init__(layers=[CacheLayer(self) for _ in range(layers)])
-        self.capacity = capacity
+        self.capacity = self.allocated = capacity
+        self._block = BLOCK
         self.pads = list(pads) if pads is not None else [0] * batch
         self.lengths = [0] * batch
         self.offset = 0  # undecided entries already written behind the committed ones, by earlier draft levels
         self._slots: dict[tuple[int, int, torch.device], torch.Tensor] = {}
+
+    def begin(self, tokens: int, limit: int) -> None:
+        """Allocate at first for the `tokens` there are and a block of new ones, of the `limit` there may be."""
+        self.allocated = max(tokens, self.capacity - max(0, limit - tokens - BLOCK))
+        self._block = BLOCK
+
+    def room(self, slots: int) -> int:
+        """Return how many slots a layer that needs this many is to have: all the next block brings."""
+        if slots > self.allocated:
+            self._block *= 2
+            self.allocated = max(slots, min(self.capacity, self.allocated + self._block))
+        return self.allocated
+
+    def adopt(self, other: "KVCache") -> None:
+        """Take over the buffers of a cache that nobody needs any more; each layer uses those that fit it."""
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            assert not mine.is_initialized
+            mine.keys, mine.values = theirs.keys, theirs.values
+            theirs.keys, theirs.values, theirs.is_initialized = None, None, False
 
     @property
     def is_uniform(self) -> bool:
@@ -120,8 +179,8 @@ class KVCache(Cache):  # type: ignore[misc]
             self._slots[key] = starts_B1 + torch.arange(entries, device=device)
         return self._slots[key]
 
-    def write(self, buffer_BHCE: torch.Tensor, new_BHNE: torch.Tensor) -> torch.Tensor:
-        """Write new entries and return the view that attention reads."""
+    def write(self, buffer_BHCE: torch.Tensor, new_BHNE: torch.Tensor, end: int) -> torch.Tensor:
+        """Write new entries and return the view of `end` slots that attention reads."""
         entries = new_BHNE.shape[2]
         if not self.is_uniform:
             slots_BN = self.slots(entries, new_BHNE.device)
@@ -129,7 +188,7 @@ class KVCache(Cache):  # type: ignore[misc]
         else:
             start = self.lengths[0] + self.offset
             buffer_BHCE[:, :, start : start + entries] = new_BHNE
-        return buffer_BHCE[:, :, : self.visible(entries)]
+        return buffer_BHCE[:, :, :end]
 
     def advance(self, counts: Sequence[int]) -> None:
         """Commit the first `counts[b]` entries of row b where they lie."""
@@ -185,18 +244,11 @@ class KVCache(Cache):  # type: ignore[misc]
                 layer.keys, layer.values = layer.keys.index_select(0, index), layer.values.index_select(0, index)
 
     def rewind(self, length: int, capacity: int) -> None:
-        """Keep the first entries of every row and make room for `capacity`; buffers that are large enough stay."""
+        """Keep the first entries of every row and allow for `capacity`; buffers that are large enough stay."""
         assert length <= min(self.lengths)
         self.lengths = [length] * len(self.lengths)
         self.drop_undecided()
-        if capacity <= self.capacity:
-            return
-        self.capacity = capacity
-        for layer in filter(lambda layer: layer.is_initialized, self.layers):
-            old = layer.keys, layer.values
-            layer.lazy_initialization(*old)
-            for new_BHCE, old_BHCE in zip((layer.keys, layer.values), old, strict=True):
-                new_BHCE[:, :, :length] = old_BHCE[:, :, :length]
+        self.capacity = max(capacity, self.capacity)
 
     def copy_from(self, other: "KVCache") -> None:
         """Hold what another cache of the same rows has committed, and nothing else."""
@@ -207,6 +259,8 @@ class KVCache(Cache):  # type: ignore[misc]
                 continue
             if not mine.is_initialized:
                 mine.lazy_initialization(theirs.keys, theirs.values)
+            if used > mine.slots:
+                mine.grow(self.room(used))
             for new_BHCE, old_BHCE in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
                 new_BHCE[:, :, :used] = old_BHCE[:, :, :used]
                 new_BHCE[:, :, used:] = 0  # an earlier call may have left NaN there

@@ -1,0 +1,184 @@
+"""What a call holds in memory: every term of the sum, and the highest use that was measured beside it.
+
+    python -m eagle.evaluation.memory --base-model-path TARGET --ea-model-path HEAD
+    python -m eagle.evaluation.memory --synthetic 850m --dtype bfloat16
+
+Resident memory before loading, after a call of a tiny pair that loads the libraries' own code, is subtracted. glibc is
+told to return what is freed at once: by default its heap keeps blocks of up to 32 MB for later, and the peak would
+also count what nobody holds. Terms:
+
+- weights: the target's parameters and buffers, each storage once;
+- head: the same of the draft head, without what it shares with the target;
+- caches: keys and values of target and head, as they are at the end of the call;
+- tree logits: 8·N·V bytes for N nodes and V tokens of vocabulary: what the model returns, and in fp32;
+- activations of one prefill chunk, by `activations`.
+"""
+
+import argparse
+import ctypes
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from eagle.evaluation.pairs import add_pair_options, add_prompts, add_tree, at_least, check_pair, check_tree, opened
+from eagle.evaluation.probe import PeakMemory
+from eagle.evaluation.report import aligned, write_json
+from eagle.model.ea_model import EaModel
+from eagle.model.target import PREFILL_CHUNK
+
+M_MMAP_THRESHOLD, LEAST_MAPPED = -3, 1 << 16  # glibc's malloc.h; bytes
+
+
+@dataclass(frozen=True)
+class Use:
+    """Bytes by term, and the measured peak over what was there before loading."""
+
+    terms: dict[str, int]
+    peak: int
+
+    @property
+    def total(self) -> int:
+        """Sum of the terms."""
+        return sum(self.terms.values())
+
+    @property
+    def ratio(self) -> float:
+        """Peak over sum."""
+        return self.peak / self.total
+
+
+def size_of(tensors: Iterable[torch.Tensor], besides: Iterable[torch.Tensor] = ()) -> int:
+    """Return the bytes of tensors, each storage once, without those that other tensors lie in."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(size for place, size in storages.items() if place not in known)
+
+
+def activations(model: EaModel, rows: int, prompt: int, chunk: int) -> int:
+    """Return the bytes that one forward over a chunk of the prompt holds at once at most.
+
+    For T tokens of the chunk, D hidden, I intermediate, H query and G key heads of size E, C tokens so far:
+
+    - T·2D: the residual stream and its normed copy, throughout the layer;
+    - the larger of T·3I (the MLP's activated gate, its other half and their product) and of attention: T·(H + 2G)·E
+      queries, keys and values, T·(H + G)·E rotated, T·H·E output, and behind a first chunk, where a mask is passed,
+      keys and values repeated for all heads, 2·C·H·E, and the mask, T·C as bytes and as numbers; eager attention
+      also holds scores and their softmax, T·C·H twice;
+    - T·F features for the head, F = D or 3D: those of the chunk before wait while the next one runs; three tapped
+      layers' inputs live besides until they are joined.
+    """
+    config, size = model.target.config, model.dtype.itemsize
+    tokens, width = min(chunk, prompt), config.hidden_size
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    head_size = getattr(config, "head_dim", None) or width // heads
+    attention = tokens * (3 * heads + 3 * groups) * head_size
+    if prompt > chunk:
+        attention += 2 * prompt * heads * head_size + tokens * prompt
+    if model.base_model.config._attn_implementation == "eager":
+        attention += 2 * tokens * prompt * heads
+    features = 3 * width if model.use_eagle3 else width
+    waiting = tokens * features * (prompt > chunk)
+    tapped = tokens * features * (2 if model.use_eagle3 else 1)
+    numbers = tokens * 2 * width + max(3 * tokens * config.intermediate_size, attention) + waiting + tapped
+    return int(rows * (numbers * size + tokens * prompt * (prompt > chunk)))
+
+
+def return_freed_blocks() -> None:
+    """Let glibc, where there is one, map every larger block by itself, which ends with the block."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, LEAST_MAPPED)
+
+
+def measure(args: argparse.Namespace) -> Use:
+    """Load the pair, generate once and return what that took."""
+    return_freed_blocks()
+    process = psutil.Process()
+    tiny = {"synthetic": "tiny", "base_model_path": None, "ea_model_path": None, "draft_vocabulary": None}
+    call(argparse.Namespace(**{**vars(args), **tiny, "kind": args.kind if args.synthetic else None}), 64, 8)
+    before = 0 if torch.device(args.device or "cpu").type == "cuda" else process.memory_info().rss
+    use, peak = call(args, args.prompt_length, args.new_tokens)
+    return Use(use, peak - before)
+
+
+def call(args: argparse.Namespace, prompt: int, new: int) -> tuple[dict[str, int], int]:
+    """Return the terms of one call, and the peak of loading the head and making it."""
+    chunk = args.prefill_chunk or PREFILL_CHUNK
+    with opened(args) as pair, PeakMemory(pair.base.device) as peak:
+        ids_BS = pair.prompts(args, 1, prompt)[0]
+        model = pair.model(pair.heads[0], args.total_token, args.depth, args.top_k)
+        model.eagenerate(ids_BS, max_new_tokens=new, max_length=prompt + new, prefill_chunk=chunk)
+    base, head = tensors_of(model.base_model), tensors_of(model.ea_layer.head)
+    caches = [layer for cache in model.pool.kept for layer in cache.layers if layer.is_initialized]
+    terms = {
+        "weights": size_of(base),
+        "head": size_of(head, besides=base),
+        "caches": size_of(tensor for layer in caches for tensor in (layer.keys, layer.values)),
+        "tree logits": 8 * model.ea_layer.tree.nodes * model.target.vocabulary,
+        "activations": activations(model, len(ids_BS), prompt, chunk),
+    }
+    return terms, peak.bytes
+
+
+def tensors_of(module: Any) -> list[torch.Tensor]:
+    """Return a module's parameters and buffers."""
+    return list(chain(module.parameters(), module.buffers()))
+
+
+def table(use: Use) -> str:
+    """Return the terms, their sum and the peak as aligned text."""
+    lines = [[name, f"{size / 1e6:.1f}"] for name, size in use.terms.items()]
+    lines += [["sum", f"{use.total / 1e6:.1f}"], ["peak", f"{use.peak / 1e6:.1f}"]]
+    return aligned(["MB", ""], [*lines, ["peak to sum", f"{use.ratio:.3f}"]])
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eagle.evaluation.memory", description=(__doc__ or "").split("\n")[0]
+    )
+    add_pair_options(parser)
+    add_prompts(parser)
+    add_tree(parser)
+    parser.add_argument("--prompt-length", type=int, default=1024, help="tokens")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--prefill-chunk", type=int, help=f"prompt tokens per forward (default: {PREFILL_CHUNK})")
+    parser.add_argument("--json", type=Path, help="also write everything here")
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Check all options before anything is loaded.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    at_least(1, args, "prompt_length", "new_tokens", "prefill_chunk")
+    check_pair(args)
+    check_tree([args.total_token], args.depth, args.top_k)
+    if args.total_token == -1:
+        raise ValueError("--total-token=-1: the sum needs a tree of one size")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and report."""
+    options = parser()
+    args = options.parse_args(argv)
+    try:
+        check(args)
+    except ValueError as refusal:
+        options.error(str(refusal))
+    use = measure(args)
+    sys.stdout.write(table(use) + "\n")
+    write_json(args, {"terms": use.terms, "sum": use.total, "peak": use.peak, "ratio": use.ratio})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
