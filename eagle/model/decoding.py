@@ -14,7 +14,7 @@ import torch
 
 from eagle.model.adaptive import Chooser
 from eagle.model.cache_pool import CachePool
-from eagle.model.draft_state import DraftState
+from eagle.model.draft_state import READ, DraftState
 from eagle.model.drafter import Drafter
 from eagle.model.gradients import without_gradients
 from eagle.model.kv_cache import KVCache
@@ -129,11 +129,11 @@ class Generation:
             # The last position's partner is the token still to be picked.
             end = min(start + features_BSF.shape[1], ids_BS.shape[1] - 1)
             features[:] = [features_BSF[:, -1:]]
-            if end > start:
-                assert self.drafter is not None and self.draft_state is not None
-                counts = [end - start] * len(ids_BS)
-                tokens_BS = ids_BS[:, start + 1 : end + 1]
-                self.drafter.observe(self.draft_state, features_BSF[:, : end - start], tokens_BS, counts)
+            assert self.drafter is not None and self.draft_state is not None
+            for first in range(start, end, READ):
+                last = min(first + READ, end)
+                seen_BSF, tokens_BS = features_BSF[:, first - start : last - start], ids_BS[:, first + 1 : last + 1]
+                self.drafter.observe(self.draft_state, seen_BSF, tokens_BS, [last - first] * len(ids_BS))
 
         on_features = feed_head if self.drafter is not None else None
         taps, chunk = (self.taps if on_features else None), self.request.prefill_chunk

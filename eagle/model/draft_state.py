@@ -16,6 +16,8 @@ from eagle.model.tree import Candidates
 
 # Entries that may wait for the next draft; beyond it the head reads them all the same.
 RING = 256
+# Entries of a prompt that the head reads at once.
+READ = 1024
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Request:
     in_step: bool = False
     keeps_scores: bool = False
     keeps_logits: bool = False
-    prefill_chunk: int = 1024
+    prefill_chunk: int = 8192
     returns_dict: bool = False
     streamer: Any = None
 
