@@ -28,14 +28,14 @@ WIDTHS = (1, 2, 3, 4, 6, 8, 10)
 # Candidates and rows that are looked at: the best of them.
 POOL, ROWS = 64, 4
 # Steps between two that draft to the limits; plain steps until the first probe, and at most.
-LOOK, FIRST_PROBE, LAST_PROBE = 16, 64, 256
-# How much of the past a step leaves, after a step to the limits too; how much better another tree must be.
-FORGET, SMOOTH, LOOK_SMOOTH, MARGIN = 0.95, 0.75, 0.5, 1.02
+LOOK, FIRST_PROBE, LAST_PROBE = 32, 64, 256
+# How much of the past a step leaves, in calibration and in gains; how much better another tree must be.
+FORGET, SMOOTH, MARGIN = 0.9, 0.75, 1.02
 # Steps on which drafting must promise less than plain decoding before it stops; unchanged choices after which only
 # every SKIP-th step is looked at.
 PATIENCE, SETTLED, SKIP = 4, 8, 4
 # The most that acceptance may exceed what the head promises, and a level what the one before holds.
-MOST_TRUST, STEADY = 1.25, 0.95
+MOST_TRUST, STEADY = 2.0, 0.95
 
 
 @dataclass
@@ -170,7 +170,7 @@ class Chooser:
 
     def record(self, tree: TreeConfig, candidates: Candidates, accepted: Sequence[int], rows: Sequence[int]) -> None:
         """Learn from a step: what its draft promised to some of its rows, and what they accepted."""
-        if self._settled > SETTLED and self._steps % SKIP:
+        if self._skips:
             return
         gains, memory = [], self.memory
         for row, count in list(zip(rows, accepted, strict=True))[:ROWS]:
@@ -186,8 +186,14 @@ class Chooser:
         self._update(np.mean(gains, 0), tree)
         self._choose()
 
+    @property
+    def _skips(self) -> bool:
+        return self._settled > SETTLED and self._steps % SKIP > 0
+
     def took(self, seconds: float, tree: TreeConfig | None) -> None:
         """Learn how long a step took; None was one without a tree."""
+        if self._skips:
+            return
         if tree is None:
             parts = self.costs.plain(self._context)
         else:
@@ -205,8 +211,7 @@ class Chooser:
             memory.wider = gains_S[:, None] / np.maximum(gains_SW, 1e-9)
         # Wider than the draft was: as much more as it was when last seen.
         gains_S = np.where(shapes.widths > tree.top_k, gains_SW[:, run] * memory.wider[:, run], gains_S)
-        keep = LOOK_SMOOTH if is_look else SMOOTH
-        memory.gains = gains_S if memory.gains is None else keep * memory.gains + (1 - keep) * gains_S
+        memory.gains = gains_S if memory.gains is None else SMOOTH * memory.gains + (1 - SMOOTH) * gains_S
 
     def _choose(self) -> None:
         rates = self._rates()
