@@ -2,6 +2,8 @@
 
 import json
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,15 +14,17 @@ from pairs import ea_model
 from references import generate_ids, uncached_features
 from scripted import answering, is_tree
 from test_drafted_trees import assert_same_tree, drafted, generation, oracle_for
+from test_rope import SWITCH, rotary_model
 from test_synthetic import synthetic_pair, synthetic_prompt
 
 from eagle.model import adaptive, costs
 from eagle.model import ea_model as ea_model_file
 from eagle.model.adaptive import Chooser, Memory, Shapes, best_candidates
-from eagle.model.configs import TreeConfig
+from eagle.model.configs import TreeConfig, tree_config
 from eagle.model.costs import Costs
 from eagle.model.decoding import Generation, decode
 from eagle.model.draft_state import RING, Observed, merged
+from eagle.model.ea_model import EaModel
 from eagle.model.request import prepare
 from eagle.model.tree import Candidates
 
@@ -273,14 +277,81 @@ def test_costs_are_measured_once_and_kept_on_disk(tmp_path, monkeypatch):
     assert len(files) == 1 and set(json.loads(files[0].read_text())) == set(Costs.__dataclass_fields__)
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"nodes": 1}', "[1, 2"])
+def spoilt(**fields):
+    good = {"contexts": [64], "nodes": [1], "verify": [[0.1]], "widths": [1], "first": [[0.1]], "level": [[0.1]]}
+    return json.dumps({**good, **fields})
+
+
+SPOILT = [
+    spoilt(contexts=[]),
+    spoilt(nodes=["1"]),
+    spoilt(nodes=[2, 1], verify=[[0.1, 0.1]]),
+    spoilt(verify=[[float("nan")]]),
+    spoilt(verify=[[0.0]]),
+    spoilt(verify=[["fast"]]),
+    spoilt(first=[[-1.0]]),
+    spoilt(level=[[0.1], [0.1]]),
+    spoilt(level=[None]),
+]
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"nodes": 1}', "[1, 2", *SPOILT])
 def test_an_unreadable_file_is_measured_anew(tmp_path, content):
     ea_model(tmp_path / "a", total_token=-1)
     (path,) = (tmp_path / "cache" / "eagle" / "costs").iterdir()
     good = path.read_text()
     path.write_text(content)
     ea_model(tmp_path / "b", total_token=-1)
-    assert set(json.loads(path.read_text())) == set(json.loads(good))
+    assert path.read_text() != content and set(json.loads(path.read_text())) == set(json.loads(good))
+
+
+def test_nothing_is_measured_where_a_dynamic_embedding_allows_no_tree(tmp_path):
+    model = ea_model(tmp_path, rotary_model("dynamic"), "eagle", total_token=-1, depth=7, top_k=10)
+    assert max(model._adaptation._costs[1].contexts) < SWITCH
+    ids = torch.arange(3, 3 + SWITCH + 9)[None]
+    want = generate_ids(rotary_model("dynamic"), ids, torch.ones_like(ids), 20)
+    assert torch.equal(model.eagenerate(ids, max_new_tokens=20), want)
+
+
+@pytest.mark.parametrize(
+    ("batch", "contexts"), [(1, (64, 1024)), (8, (64, 1024)), (16, (64, 512)), (64, (64,)), (4096, (64,))]
+)
+def test_large_batches_are_measured_in_little_memory(tmp_path, monkeypatch, batch, contexts):
+    model, seen = ea_model(tmp_path), []
+    monkeypatch.setattr(model.target, "last_position", None)
+    monkeypatch.setattr(costs, "_verify_seconds", lambda *args: seen.append(args[3]) or (1.0,) * len(args[4]))
+    monkeypatch.setattr(costs, "_draft_seconds", lambda *args: {(w, d): 1.0 for w in args[5] for d in (0, 2)})
+    assert costs.measure(model.target, model.ea_layer, model._taps, batch).contexts == contexts == tuple(seen)
+
+
+def test_a_static_tree_set_later_is_used_as_it_is(tmp_path):
+    model = ea_model(tmp_path, total_token=-1)
+    model.ea_layer.tree = tree_config(60, 7, 10, 1.0, "static")
+    ids, mask = prompts(model.base_model, 1)
+    assert torch.equal(model.eagenerate(ids, max_new_tokens=20), generate_ids(model.base_model, ids, mask, 20))
+    assert model.stats.drafted % 25 == 0 < model.stats.drafted
+
+
+def test_a_draft_of_nan_is_not_remembered():
+    subject = learn(chooser(cost=PRICED), 5, 0.9, 2)
+    tree = subject.next(100)
+    subject.record(tree, flat(float("nan"), tree.top_k, tree.depth + 1), [0], [0])
+    assert np.isfinite(subject.memory.gains).all() and np.isfinite(subject.memory.promised).all()
+
+
+def test_threads_that_change_the_limits_choose_within_their_own(tmp_path, monkeypatch):
+    model = ea_model(tmp_path, total_token=-1)
+    monkeypatch.setattr(adaptive, "costs_of", lambda *_: PRICED)
+    monkeypatch.setattr(adaptive, "Memory", lambda *args: time.sleep(0.001) or Memory(*args))
+
+    def work(_):
+        for batch in range(1, 60):
+            model.ea_layer.depth = 1 + batch // 4 % 3
+            made = model._adaptation.chooser(batch)
+            assert len(made.memory.promised) == made.shapes.limit.depth + 2
+
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(work, range(3))) == [None] * 3
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch, caplog):
@@ -312,6 +383,9 @@ def test_a_proof_that_the_walk_s_answers_are_learnt_from(tmp_path):
 
 
 def test_graphs_and_changing_trees_exclude_each_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(ea_model_file, "graph_pool", lambda *_: object())
+    monkeypatch.setattr(ea_model_file, "TargetModel", lambda *_: pytest.fail("work has started"))
     with pytest.raises(ValueError, match="a tree of one shape"):
         ea_model(tmp_path, total_token=-1, cuda_graphs=True)
+    monkeypatch.setattr(ea_model_file, "load_base", lambda *_: pytest.fail("work has started"))
+    with pytest.raises(ValueError, match="a tree of one shape"):
+        EaModel.from_pretrained(None, "none", "none", -1, cuda_graphs=True)

@@ -95,6 +95,44 @@ def test_changed_weights_are_seen_by_the_next_call(tmp_path):
     assert torch.equal(model.eagenerate(ids, max_new_tokens=NEW), after)
 
 
+def test_one_changed_number_is_seen_by_the_next_call(tmp_path):
+    base = copy.deepcopy(base_model("llama"))
+    model = ea_model(tmp_path, base, compile=True)
+    ids, mask = prompts(base, 1)
+    before = model.eagenerate(ids, max_new_tokens=NEW)
+    linear = next(one for one in model.target.packed._linears if one.module is base.lm_head)
+    with torch.no_grad():
+        feature = base.model(ids).last_hidden_state[0, -1]
+        column = next(n for n in feature.abs().argsort(descending=True).tolist() if n % 2)
+        base.lm_head.weight[7, column] += 1000 * feature[column].sign()
+        # Not among the numbers that are sampled.
+        assert torch.equal(linear._sampled(), linear._sample)
+    after = model.eagenerate(ids, max_new_tokens=NEW)
+    assert torch.equal(after, generate_ids(base, ids, mask, NEW)) and not torch.equal(before, after)
+
+
+def test_a_dtype_that_is_not_packed_runs_unpacked_and_the_next_one_packed_again(tmp_path):
+    base = copy.deepcopy(base_model("llama"))
+    model = ea_model(tmp_path, base, compile=True)
+    ids, mask = prompts(base, 1)
+    want = model.eagenerate(ids, max_new_tokens=NEW)
+    model.to(torch.float64)
+    assert torch.equal(model.eagenerate(ids, max_new_tokens=NEW), generate_ids(base, ids, mask, NEW))
+    assert not any(linear.is_packed for linear in model.target.packed._linears)
+    model.to(torch.float32)
+    assert torch.equal(model.eagenerate(ids, max_new_tokens=NEW), want)
+    assert all(linear.is_packed for linear in model.target.packed._linears)
+
+
+def test_weights_made_in_inference_mode_are_packed(tmp_path):
+    with torch.inference_mode():
+        base = copy.deepcopy(base_model("llama"))
+        model = ea_model(tmp_path, base, compile=True)
+        ids, mask = prompts(base, 1)
+        got = model.eagenerate(ids, max_new_tokens=NEW)
+    assert torch.equal(got, generate_ids(base, ids, mask, NEW))
+
+
 def test_another_thread_gets_the_module_s_own_product():
     linear, zero = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
     packed, seen, x = Packed(torch.nn.Sequential(linear)), [], torch.ones(1, 8)

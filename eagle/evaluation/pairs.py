@@ -129,7 +129,7 @@ def check_tree(total_tokens: Sequence[int], depth: int, top_k: int) -> None:
         ValueError: see `TreeConfig`.
     """
     for total_token in total_tokens:
-        tree_config(60 if total_token == -1 else total_token, depth, top_k, 1.0)
+        tree_config(total_token, depth, top_k, 1.0)
 
 
 @contextmanager
@@ -183,5 +183,6 @@ def load_models(pair: Pair, total_tokens: Sequence[int], depth: int, top_k: int)
             made[kind + suffix + label] = pair.model(folder, total_token, depth, top_k)
         for model in made.values():
             model.ea_layer.head, model.ea_layer.packed = first.ea_layer.head, first.ea_layer.packed
+            model._packed = first._packed  # else the heads that were replaced stay in memory
         models |= made
     return models

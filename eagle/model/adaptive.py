@@ -269,7 +269,8 @@ def best_candidates(candidates: Candidates, row: int) -> Found:
         level = slice(start, start + width**2)
         ranks_M[level] = np.maximum(ranks_M[level], ranks_M[parents_M[level]])
     best = np.argsort(-scores_M, kind="stable")[:POOL]
-    return Found(np.exp(scores_M[best]), depths_M[best], ranks_M[best])
+    # A NaN promises nothing; in the memory it would stay for ever.
+    return Found(np.nan_to_num(np.exp(scores_M[best])), depths_M[best], ranks_M[best])
 
 
 class Adaptation:
@@ -285,8 +286,12 @@ class Adaptation:
         self._limit: TreeConfig | None = None
         self._costs: dict[int, Costs] = {}
 
-    def chooser(self, batch: int) -> Chooser:
-        """Return a chooser for a generation of `batch` rows; measures what such a batch costs where nobody has."""
+    def chooser(self, batch: int) -> Chooser | None:
+        """Return a chooser for `batch` rows, None where trees are static by now; other streams wait if it measures."""
+        with self._pair[0].lock:
+            return self._chooser(batch) if self._pair[1].tree.static is None else None
+
+    def _chooser(self, batch: int) -> Chooser:
         limit = self._pair[1].tree
         if limit != self._limit:
             self._limit, self._shapes, self._costs = limit, Shapes(limit), {}

@@ -30,8 +30,9 @@ logger = logging.getLogger(__name__)
 NODES = (1, 2, 4, 8, 16, 32, 60)
 WIDTHS = (1, 4, 10)
 CONTEXTS = (64, 1024)
-# Tokens of one forward, over all rows, beyond which nothing is measured.
-MOST_TOKENS = 512
+# Tokens of one forward, over all rows, beyond which nothing is measured; the same for tokens in the cache, which may
+# not take more memory than the calls it is measured for. A slope needs contexts that are so many times apart.
+MOST_TOKENS, MOST_CACHED, APART = 512, 8192, 4
 ROUNDS, SECONDS = 3, 1.0
 
 
@@ -44,6 +45,9 @@ class Costs:
         nodes, verify: tree sizes, the root alone first, and the forward over such a tree, [contexts][nodes].
         widths, first, level: nodes expanded per level; feeding the accepted tokens and drafting the first level;
             drafting one further level, [contexts][widths].
+
+    Raises:
+        ValueError: sizes that do not rise, tables of another shape, seconds that are none.
     """
 
     contexts: tuple[int, ...]
@@ -52,6 +56,17 @@ class Costs:
     widths: tuple[int, ...]
     first: tuple[tuple[float, ...], ...]
     level: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        for sizes in (self.contexts, self.nodes, self.widths):
+            if not sizes or list(sizes) != sorted({int(size) for size in sizes}) or sizes[0] < 1:
+                raise ValueError(f"sizes {sizes} must be rising numbers of 1 or more")
+        for table, sizes in ((self.verify, self.nodes), (self.first, self.widths), (self.level, self.widths)):
+            seconds = np.array(table, dtype=float)
+            if seconds.shape != (len(self.contexts), len(sizes)) or not (np.isfinite(seconds) & (seconds >= 0)).all():
+                raise ValueError(f"seconds {table} must be finite, 0 or more, for every context and size")
+        if min(map(min, self.verify)) == 0:
+            raise ValueError(f"seconds {self.verify} of a forward must be more than 0")
 
     def plain(self, context: int) -> float:
         """Return the seconds of a step without drafting."""
@@ -94,9 +109,8 @@ def costs_of(target: TargetModel, drafter: Drafter, taps: Taps, batch: int) -> C
 @torch.no_grad()
 def measure(target: TargetModel, drafter: Drafter, taps: Taps, batch: int) -> Costs:
     """Time forwards over trees and draft levels, in alternating rounds; the least disturbed one counts."""
-    last = target.last_position or max(CONTEXTS) * 2
     most = drafter.tree.nodes
-    contexts = tuple(context for context in CONTEXTS if context + 2 * most < last) or (max(1, last - 2 * most),)
+    contexts = _contexts(target, batch, 2 * most)
     nodes = tuple(size for size in NODES if size < most and size * batch <= MOST_TOKENS)
     nodes += (most,) if most * batch <= MOST_TOKENS else ()
     widths = tuple(sorted({min(width, drafter.tree.top_k) for width in WIDTHS}))
@@ -107,6 +121,17 @@ def measure(target: TargetModel, drafter: Drafter, taps: Taps, batch: int) -> Co
         first.append(tuple(drafts[width, 0] for width in widths))
         level.append(tuple(max(0.0, drafts[width, 2] - drafts[width, 0]) / 2 for width in widths))
     return Costs(contexts, nodes or (1,), tuple(verify), widths, tuple(first), tuple(level))
+
+
+def _contexts(target: TargetModel, batch: int, room: int) -> tuple[int, ...]:
+    """Return the numbers of cached tokens to measure at, with `room` for what follows them."""
+    last, switch = target.last_position or max(CONTEXTS) * 2, target.rope_switch
+    if switch is not None and switch.plain_beyond:
+        # No tree is verified beyond it, and a dynamic embedding remembers longer sequences than a call's.
+        last = min(last, switch.position)
+    near, far = CONTEXTS[0], min(CONTEXTS[-1], MOST_CACHED // batch)
+    wanted = (near, far) if far >= APART * near else (near,)
+    return tuple(context for context in wanted if context + room < last) or (max(1, min(near, last - room)),)
 
 
 def _verify_seconds(

@@ -86,7 +86,7 @@ class EaModel(Facade, nn.Module):
         unknown = sorted(set(hub) - set(HUB_KEYWORDS))
         if unknown:
             raise TypeError(f"unknown arguments {unknown}; beyond the signature: {sorted(HUB_KEYWORDS)}")
-        trees = tree_config(60 if total_token == -1 else total_token, depth, top_k, threshold, tree)
+        trees = tree_config(total_token, depth, top_k, threshold, tree, cuda_graphs)
         self.target = TargetModel(base_model)
         base_model = self.target.model  # of a PEFT wrapper the causal LM inside, adapter in place
         if self.target.config.model_type not in TESTED:
@@ -127,8 +127,6 @@ class EaModel(Facade, nn.Module):
         self.training = base_model.training
         self._adaptation: Adaptation | None = None
         if total_token == -1 and trees.static is None:
-            if cuda_graphs:
-                raise ValueError("cuda_graphs=True needs a tree of one shape, total_token=-1 changes it step by step")
             self._adaptation = Adaptation(self.target, self.ea_layer, self._taps)
             with without_gradients():
                 self._adaptation.chooser(1)  # measures now rather than in the first call
@@ -160,7 +158,7 @@ class EaModel(Facade, nn.Module):
         """
         if base_model_path is None or ea_model_path is None:
             raise ValueError("from_pretrained needs base_model_path and ea_model_path")
-        tree_config(60 if total_token == -1 else total_token, depth, top_k, threshold, tree)
+        tree_config(total_token, depth, top_k, threshold, tree, cuda_graphs)
         hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs and name != "revision"}
         read_config(str(ea_model_path), **hub)  # a missing head is found before minutes of loading
         base_model = load_base(str(base_model_path), kwargs)

@@ -9,6 +9,7 @@ our forwards its modules are as they were.
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -29,7 +30,8 @@ class PackedLinear:
     """A linear layer's forward over a packed copy of its weight.
 
     Args:
-        module: the layer; its bias is read at every call, its weight copied here.
+        module: the layer; its bias is read at every call, its weight copied here, unless it has since moved to a
+            dtype or device that is not packed: then the layer goes on by itself.
     """
 
     def __init__(self, module: nn.Linear) -> None:
@@ -40,15 +42,16 @@ class PackedLinear:
     def pack(self) -> None:
         """Copy the weight as it is now."""
         weight = self.module.weight.detach()
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        self._source, self._pointer, self._sample = self.module.weight, weight.data_ptr(), self._sampled().clone()
+        self.is_packed = weight.device.type == "cpu" and _is_supported(weight.dtype)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.is_packed else None
+        self._source, self._made_of, self._sample = self.module.weight, _mark(weight), self._sampled().clone()
 
     @property
     def is_stale(self) -> bool:
         """Whether the weight has changed since: merged adapters, `load_state_dict`, another dtype."""
-        weight = self.module.weight
-        if weight is not self._source or weight.data_ptr() != self._pointer or weight.dtype != self._sample.dtype:
+        if self.module.weight is not self._source or _mark(self.module.weight) != self._made_of:
             return True
+        # A change through `.data` counts no version: a sample tells of those that are not confined to a few numbers.
         return not torch.equal(self._sampled(), self._sample)
 
     def _sampled(self) -> torch.Tensor:
@@ -110,7 +113,8 @@ class Packed:
     def active(self, part: nn.Module | None = None) -> Iterator[None]:
         """Multiply with the packed weights inside the `with` block, of one module where `part` names it."""
         # Autocast would have changed the dtype of every product.
-        chosen = [] if torch.is_autocast_enabled("cpu") else self._linears
+        is_changed = torch.is_autocast_enabled("cpu")
+        chosen = [] if is_changed else [linear for linear in self._linears if linear.is_packed]
         if part is not None:
             chosen = [linear for linear in chosen if linear.module is part]
         try:
@@ -128,6 +132,12 @@ def packed(root: nn.Module) -> Packed:
     if known is None:
         known = _PACKED[root] = Packed(root)
     return known
+
+
+def _mark(weight: torch.Tensor) -> tuple[Any, ...]:
+    """Return what changes with a weight's place, dtype and, but for tensors of `inference_mode`, contents."""
+    version = None if weight.is_inference() else weight._version
+    return weight.data_ptr(), weight.device, weight.dtype, version
 
 
 def _is_supported(dtype: torch.dtype) -> bool:
