@@ -19,13 +19,14 @@ from test_synthetic import synthetic_pair, synthetic_prompt
 
 from eagle.model import adaptive, costs
 from eagle.model import ea_model as ea_model_file
-from eagle.model.adaptive import Chooser, Memory, Shapes, best_candidates
+from eagle.model.adaptive import Chooser, Memory
 from eagle.model.configs import TreeConfig, tree_config
 from eagle.model.costs import Costs
 from eagle.model.decoding import Generation, decode
 from eagle.model.draft_state import RING, Observed, merged
 from eagle.model.ea_model import EaModel
 from eagle.model.request import prepare
+from eagle.model.shapes import Shapes, best_candidates
 from eagle.model.tree import Candidates
 
 LIMIT = TreeConfig(total_token=24, depth=4, top_k=4)

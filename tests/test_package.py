@@ -27,6 +27,7 @@ RANKS = {
     "request": 3,
     "output": 3.5,
     "costs": 2.5,
+    "shapes": 2.6,
     "adaptive": 2.7,
     "selfcheck": 3,
     "diagnosis": 3.5,

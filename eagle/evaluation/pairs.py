@@ -74,7 +74,7 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
 
 def add_tree(parser: argparse.ArgumentParser) -> None:
     """Add how one tree grows."""
-    parser.add_argument("--total-token", type=int, default=12, help="nodes of the tree, root included; -1: automatic")
+    parser.add_argument("--total-token", type=int, default=12, help="nodes of the tree, root included")
     add_tree_limits(parser)
 
 
@@ -110,6 +110,8 @@ def check_pair(args: argparse.Namespace) -> None:
         raise ValueError("--synthetic makes both models: leave out --base-model-path and --ea-model-path")
     if (args.base_model_path is None) != (args.ea_model_path is None):
         raise ValueError("--base-model-path and --ea-model-path go together")
+    if args.cuda_graphs and not torch.cuda.is_available():
+        raise ValueError("--cuda-graphs: there is no CUDA device here")
     if args.draft_vocabulary is not None and args.kind != "eagle3":
         raise ValueError("--draft-vocabulary is EAGLE-3's: add --kind eagle3")
     at_least(0, args, "noise")

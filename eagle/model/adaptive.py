@@ -7,7 +7,7 @@ target accepted, that is the expected gain of any smaller tree; divided by what 
 limits, so that wider and deeper trees are seen too; where no tree is worth its time the target decodes plainly, and a
 probing step at least every 256 tokens looks whether that still holds.
 
-Shapes: B rows, M candidates, S shapes of trees.
+Shapes: S shapes of trees, W widths.
 """
 
 import statistics
@@ -20,13 +20,12 @@ import numpy as np
 from eagle.model.configs import TreeConfig
 from eagle.model.costs import Costs, costs_of
 from eagle.model.drafter import Drafter
+from eagle.model.shapes import Shapes, best_candidates
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import Candidates
 
-NODES = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 60)
-WIDTHS = (1, 2, 3, 4, 6, 8, 10)
-# Candidates and rows that are looked at: the best of them.
-POOL, ROWS = 64, 4
+# Rows of a batch whose candidates are looked at.
+ROWS = 4
 # Steps between two that draft to the limits; plain steps until the first probe, and at most.
 LOOK, FIRST_PROBE, LAST_PROBE = 32, 64, 256
 # How much of the past a step leaves, in calibration and in gains; how much better another tree must be.
@@ -34,8 +33,8 @@ FORGET, SMOOTH, MARGIN = 0.9, 0.75, 1.02
 # Steps on which drafting must promise less than plain decoding before it stops; unchanged choices after which only
 # every SKIP-th step is looked at.
 PATIENCE, SETTLED, SKIP = 4, 8, 4
-# The most that acceptance may exceed what the head promises, and a level what the one before holds.
-MOST_TRUST, STEADY = 2.0, 0.95
+# The most that acceptance may exceed what the head promises.
+MOST_TRUST = 2.0
 
 
 @dataclass
@@ -61,66 +60,6 @@ class Memory:
     def calibration(self) -> np.ndarray:
         """Return accepted over promised per depth; 1 where nothing is known."""
         return np.minimum((self.accepted + 1) / (self.promised + 1), MOST_TRUST)
-
-
-class Shapes:
-    """All trees that may be chosen within the limits.
-
-    Attributes:
-        limit: the widest and deepest tree.
-        trees: S of them.
-        nodes, depths, widths: their sizes as arrays [S].
-        all_widths: the widths that occur [W].
-    """
-
-    def __init__(self, limit: TreeConfig) -> None:
-        self.limit = limit
-        most, widest = limit.nodes, limit.top_k
-        self.all_widths = np.array(sorted({min(width, widest) for width in WIDTHS} | {widest}))
-        self.trees = [
-            tree
-            for width in self.all_widths.tolist()
-            for depth in range(limit.depth + 1)
-            for nodes in sorted({min(n, most) for n in NODES})
-            if depth + 2 <= (tree := replace(limit, total_token=nodes, depth=depth, top_k=width)).total_token
-            and tree.nodes == nodes
-        ]
-        self.nodes, self.depths, self.widths = (
-            np.array([getattr(tree, name) for tree in self.trees]) for name in ("total_token", "depth", "top_k")
-        )
-        self._width_S = self.all_widths.searchsorted(self.widths)
-        self._depths_D1 = np.arange(limit.depth + 1)[:, None]
-
-    def gains(self, found: "Found", run: TreeConfig, calibration: np.ndarray) -> np.ndarray:
-        """Return the expected accepted tokens of every shape with every width, [S, W].
-
-        Shapes deeper than the draft was are continued: each further level holds as much of the last one as that
-        holds of the one before.
-
-        Args:
-            found: the best candidates of a draft.
-            run: the tree that was drafted.
-            calibration: per depth, accepted over promised.
-        """
-        values_M = found.probabilities * calibration[found.depths]
-        kept_WDM = (found.ranks < self.all_widths[:, None])[:, None] & (found.depths <= self._depths_D1 + 1)
-        # Kept values move up to their place among the kept; the others fall on place 0, which counts nothing.
-        places_WDM = kept_WDM * kept_WDM.cumsum(-1)
-        last = run.depth + 1
-        parts = (values_M, values_M * (found.depths == last), values_M * (found.depths == last - 1))
-        total, at_last, before = (self._sums(part, places_WDM) for part in parts)
-        before = before if last > 1 else np.ones_like(before)
-        ratio = np.clip(at_last / np.maximum(before, 1e-9), 0, STEADY)
-        further = np.maximum(0, self.depths - run.depth)[:, None]
-        return total + at_last * ratio * (1 - ratio**further) / (1 - ratio)
-
-    def _sums(self, values_M: np.ndarray, places_WDM: np.ndarray) -> np.ndarray:
-        """Return what the first `nodes - 1` kept candidates add up to, [S, W]."""
-        sums_WDM = np.zeros((*places_WDM.shape[:2], len(values_M) + 1))
-        np.put_along_axis(sums_WDM, places_WDM, np.broadcast_to(values_M, places_WDM.shape), -1)
-        sums_WDM[..., 0] = 0
-        sums_WDM = sums_WDM.cumsum(-1)
-        return sums_WDM[:, self.depths, np.minimum(self.nodes - 1, len(values_M))].T
 
 
 @dataclass
@@ -240,37 +179,6 @@ class Chooser:
 
 def _late(seconds: Sequence[float]) -> float:
     return max(0.0, statistics.median(seconds)) if seconds else 0.0
-
-
-@dataclass(frozen=True)
-class Found:
-    """The best candidates of one row's draft, best score first.
-
-    Attributes:
-        probabilities: cumulative, under the head [M].
-        depths: 1 for the root's children [M].
-        ranks: the largest rank among siblings on the path [M].
-    """
-
-    probabilities: np.ndarray
-    depths: np.ndarray
-    ranks: np.ndarray
-
-
-def best_candidates(candidates: Candidates, row: int) -> Found:
-    """Return the best candidates of one row."""
-    scores_M = candidates.scores_BM[row].cpu().numpy()
-    parents_M = candidates.parents_BM[row].cpu().numpy()
-    width = candidates.width
-    numbers_M = np.arange(len(scores_M)) - width
-    depths_M = np.where(numbers_M < 0, 1, 2 + numbers_M // width**2)
-    ranks_M = np.where(numbers_M < 0, numbers_M + width, numbers_M % width)
-    for start in range(width, len(scores_M), width**2):
-        level = slice(start, start + width**2)
-        ranks_M[level] = np.maximum(ranks_M[level], ranks_M[parents_M[level]])
-    best = np.argsort(-scores_M, kind="stable")[:POOL]
-    # A NaN promises nothing; in the memory it would stay for ever.
-    return Found(np.nan_to_num(np.exp(scores_M[best])), depths_M[best], ranks_M[best])
 
 
 class Adaptation:

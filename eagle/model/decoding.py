@@ -173,12 +173,11 @@ class Generation:
         """Tell the chooser what a draft promised and the target accepted, where no limit cut it short."""
         if self.chooser is None or self.draft_state is None:
             return
-        self.chooser.took(seconds, self.draft_state.tree if tree.size > 1 else None)
-        if tree.size == 1:
-            return
-        room = min(self.request.limit - self.rows.length(self.running[place]) for place in places)
-        if room >= tree.levels and self.draft_state.candidates is not None:
-            self.chooser.record(self.draft_state.tree, self.draft_state.candidates, accepted, places)
+        state, room = self.draft_state, min(self.request.limit - self.rows.length(self.running[p]) for p in places)
+        self.chooser.took(seconds, state.tree if state.candidates is not None else None)
+        if room >= tree.levels and state.candidates is not None:
+            self.chooser.record(state.tree, state.candidates, accepted, places)
+        state.candidates = None
 
     def _commit(
         self, acceptance: Acceptance, walked: Walked, tokens: Sequence[list[int]], features_BNF: torch.Tensor | None
