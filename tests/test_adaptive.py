@@ -26,7 +26,7 @@ from eagle.model.decoding import Generation, decode
 from eagle.model.draft_state import RING, Observed, merged
 from eagle.model.ea_model import EaModel
 from eagle.model.request import prepare
-from eagle.model.shapes import Shapes, best_candidates
+from eagle.model.shapes import Found, Shapes, best_candidates
 from eagle.model.tree import Candidates
 
 LIMIT = TreeConfig(total_token=24, depth=4, top_k=4)
@@ -390,3 +390,13 @@ def test_graphs_and_changing_trees_exclude_each_other(tmp_path, monkeypatch):
     monkeypatch.setattr(ea_model_file, "load_base", lambda *_: pytest.fail("work has started"))
     with pytest.raises(ValueError, match="a tree of one shape"):
         EaModel.from_pretrained(None, "none", "none", -1, cuda_graphs=True)
+
+
+def test_candidates_that_a_shape_leaves_out_count_nothing():
+    found = Found(np.full(6, 0.5), np.array([1, 1, 2, 2, 2, 2]), np.array([0, 1, 0, 1, 1, 1]))
+    shapes = Shapes(TreeConfig(total_token=7, depth=1, top_k=2))
+    gains = shapes.gains(found, shapes.limit, np.ones(3))
+    for number, shape in enumerate(shapes.trees):
+        kept = sum(d <= shape.depth + 1 and r < shape.top_k for d, r in zip(found.depths, found.ranks, strict=True))
+        own = gains[number, shapes.all_widths.searchsorted(shape.top_k)]
+        assert own == 0.5 * min(kept, shape.total_token - 1)
