@@ -15,6 +15,7 @@ import transformers
 
 import eagle
 from eagle.evaluation.measure import Row
+from eagle.model.costs import processor_name
 from eagle.model.stats import STAGES
 
 UNKNOWN = "–"
@@ -89,23 +90,17 @@ def provenance() -> dict[str, Any]:
     """Return what a reader needs to repeat a measurement: versions, device, threads, commit."""
     folder = Path(eagle.__file__).parent
     commit = subprocess.run(["git", "-C", folder, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    names = [line for line in _cpu_info() if line.startswith("model name")]
     return {
         "eagle": eagle.__version__,
         "commit": commit.stdout.strip() or None,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "processor": names[0].split(":")[1].strip() if names else platform.processor(),
+        "processor": processor_name(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
         "blocking_launches": os.environ.get("CUDA_LAUNCH_BLOCKING") == "1",
     }
-
-
-def _cpu_info() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def write_json(args: argparse.Namespace, results: dict[str, Any]) -> None:

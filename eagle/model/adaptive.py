@@ -142,9 +142,8 @@ class Chooser:
 
     def _update(self, gains_SW: np.ndarray, tree: TreeConfig) -> None:
         memory, shapes = self.memory, self.shapes
-        own_S, run = shapes.all_widths.searchsorted(shapes.widths), shapes.all_widths.searchsorted(tree.top_k)
-        every_S = np.arange(len(own_S))
-        gains_S = gains_SW[every_S, own_S]
+        run = shapes.all_widths.searchsorted(tree.top_k)
+        gains_S = gains_SW[np.arange(len(shapes.trees)), shapes.width_numbers]
         is_look = tree.top_k == shapes.limit.top_k
         if is_look or memory.wider is None:
             memory.wider = gains_S[:, None] / np.maximum(gains_SW, 1e-9)

@@ -207,20 +207,28 @@ def _key(target: TargetModel, drafter: Drafter, batch: int) -> str:
     own = {"_name_or_path", "transformers_version", "architectures"}
     made_of = {
         "versions": [eagle.__version__, torch.__version__, transformers.__version__],
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device} {_processor()}",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "dtypes": [str(target.model.dtype), str(drafter.head.dtype)],
         "packed": target.packed is not None,
         "attention": target.model.config._attn_implementation,
         "target": {k: v for k, v in target.model.config.to_dict().items() if k not in own},
         "head": {k: v for k, v in drafter.head.config.to_dict().items() if k not in own},
-        "tree": asdict(replace(drafter.tree, static=None)),
+        "tree": asdict(replace(drafter.tree, threshold=1.0)),
         "batch": batch,
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def _processor() -> str:
+def device_name(device: torch.device) -> str:
+    """Return what an accelerator calls itself, or the name of the processor."""
+    if device.type != "cpu":
+        return str(torch.get_device_module(device).get_device_name(device))
+    return processor_name()
+
+
+def processor_name() -> str:
+    """Return the name of this machine's processor."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -56,7 +56,7 @@ class Shapes:
         limit: the widest and deepest tree.
         trees: S of them.
         nodes, depths, widths: their sizes as arrays [S].
-        all_widths: the widths that occur [W].
+        all_widths, width_numbers: the widths that occur [W], and which of them each tree has [S].
     """
 
     def __init__(self, limit: TreeConfig) -> None:
@@ -74,7 +74,7 @@ class Shapes:
         self.nodes, self.depths, self.widths = (
             np.array([getattr(tree, name) for tree in self.trees]) for name in ("total_token", "depth", "top_k")
         )
-        self._width_S = self.all_widths.searchsorted(self.widths)
+        self.width_numbers = self.all_widths.searchsorted(self.widths)
         self._depths_D1 = np.arange(limit.depth + 1)[:, None]
 
     def gains(self, found: Found, run: TreeConfig, calibration: np.ndarray) -> np.ndarray:
