@@ -11,6 +11,7 @@ import torch
 
 from eagle import cli
 from eagle.evaluation import bench, curves
+from eagle.evaluation import measure as measuring
 from eagle.evaluation.measure import Round, Row, emitted, measure
 from eagle.evaluation.methods import Method, methods
 from eagle.evaluation.pairs import load_models, opened
@@ -105,29 +106,42 @@ def test_a_method_that_returns_other_ids_is_found_out(pair):
     assert table(rows).splitlines()[-1].startswith("liar") and table(rows).endswith("no")
 
 
-def slow(name, seconds, log=None):
-    """A method that sleeps; `seconds` are those of the warm-up and of every round."""
+class Clock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def slow(name, seconds, log=None, clock=None):
+    """A method that takes its time by a clock; `seconds` are those of the warm-up and of every round."""
+    clock = clock or Clock()
     times = iter(seconds)
 
     def run(prompt, new):
         if log is not None:
             log.append((name, int(prompt.ids_BS[0, 1])))
-        time.sleep(next(times))
+        clock.now += next(times)
         return torch.cat([prompt.ids_BS, prompt.ids_BS[:, :1].repeat(1, new)], 1)
 
     return Method(name, run, lambda prompt, new, told: run(prompt, new), lambda: None)
 
 
-def test_the_ratio_is_to_the_faster_baseline_of_the_same_round():
+def test_the_ratio_is_to_the_faster_baseline_of_the_same_round(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(measuring, "time", clock)
     chosen = [
-        slow("generate", [0, 0.02, 0.08, 0.08]),
-        slow("plain decoding", [0, 0.08, 0.04, 0.08]),
-        slow("EAGLE-2", [0, 0.02, 0.02, 0.02]),
+        slow("generate", [0, 20, 80, 80], clock=clock),
+        slow("plain decoding", [0, 80, 40, 80], clock=clock),
+        slow("EAGLE-2", [0, 20, 20, 20], clock=clock),
     ]
     rows = measure(chosen, prompts(1), 4, 3)
-    # Against the rounds' faster baselines, 20, 40 and 80 ms, not against one baseline's median.
-    assert rows[2].speedup == pytest.approx(2.0, rel=0.1)
-    assert rows[0].speedup == pytest.approx(1.0, rel=0.1)
+    # Against the rounds' faster baselines, 20, 40 and 80, not against one baseline's median.
+    assert rows[2].speedup == 2.0
+    assert rows[0].speedup == 1.0
 
 
 def test_rounds_alternate_between_methods_after_a_warm_up_of_each():
