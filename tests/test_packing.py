@@ -100,7 +100,7 @@ def test_one_changed_number_is_seen_by_the_next_call(tmp_path):
     model = ea_model(tmp_path, base, compile=True)
     ids, mask = prompts(base, 1)
     before = model.eagenerate(ids, max_new_tokens=NEW)
-    linear = next(one for one in model.target.packed._linears if one.module is base.lm_head)
+    linear = next(one for one in model.target.packed._linears.values() if one.module is base.lm_head)
     with torch.no_grad():
         feature = base.model(ids).last_hidden_state[0, -1]
         column = next(n for n in feature.abs().argsort(descending=True).tolist() if n % 2)
@@ -118,10 +118,10 @@ def test_a_dtype_that_is_not_packed_runs_unpacked_and_the_next_one_packed_again(
     want = model.eagenerate(ids, max_new_tokens=NEW)
     model.to(torch.float64)
     assert torch.equal(model.eagenerate(ids, max_new_tokens=NEW), generate_ids(base, ids, mask, NEW))
-    assert not any(linear.is_packed for linear in model.target.packed._linears)
+    assert not any(linear.is_packed for linear in model.target.packed._linears.values())
     model.to(torch.float32)
     assert torch.equal(model.eagenerate(ids, max_new_tokens=NEW), want)
-    assert all(linear.is_packed for linear in model.target.packed._linears)
+    assert all(linear.is_packed for linear in model.target.packed._linears.values())
 
 
 def test_weights_made_in_inference_mode_are_packed(tmp_path):
@@ -139,7 +139,7 @@ def test_another_thread_gets_the_module_s_own_product():
     with torch.no_grad():
         want = linear(x)
         zero.weight.zero_()
-        packed._linears[0]._packed = PackedLinear(zero)._packed  # who multiplies with it is found out
+        packed._linears[linear]._packed = PackedLinear(zero)._packed  # who multiplies with it is found out
         with packed.active():
             thread = threading.Thread(target=lambda: seen.append(linear(x)))
             thread.start()

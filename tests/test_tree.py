@@ -9,7 +9,7 @@ from scripted import is_tree
 from eagle.model.choices import mc_sim_7b_63
 from eagle.model.configs import TreeConfig, tree_config
 from eagle.model.tree import Candidates, best, from_parents, root_only, select, static_levels
-from eagle.model.verify import accept, accept_picked
+from eagle.model.verify import accept, accept_listed, accept_picked
 
 
 @st.composite
@@ -106,8 +106,8 @@ def test_paths_that_make_no_tree_are_refused(paths):
 
 @settings(max_examples=200, deadline=None)
 @given(parents=parent_lists(10), data=st.data())
-def test_a_walk_at_once_equals_the_walk_level_by_level(parents, data):
-    """Greedy picks, siblings with different tokens, limits that cut a tree: both walks accept the same."""
+def test_walks_at_once_equal_the_walk_level_by_level(parents, data):
+    """Greedy picks, siblings with different tokens, limits that cut a tree: all walks accept the same."""
     size, vocabulary = len(parents), 12
     draw = data.draw(st.permutations(range(vocabulary)))
     tokens = torch.tensor([[draw[n % vocabulary] for n in range(size)]] * 2)
@@ -124,9 +124,9 @@ def test_a_walk_at_once_equals_the_walk_level_by_level(parents, data):
     tree = tree.limited([data.draw(st.integers(0, 3)), 9])
     logits = torch.nn.functional.one_hot(picks, vocabulary).float()
     slow = accept(tree, logits, lambda logits_BV, level: logits_BV.argmax(-1))
-    fast = accept_picked(tree, picks)
-    assert fast.n_accepted_B.tolist() == slow.n_accepted_B.tolist()
-    for row, count in enumerate(slow.n_accepted_B.tolist()):
-        assert fast.path_BA[row, : count + 1].tolist() == slow.path_BA[row, : count + 1].tolist()
-        assert fast.tokens_BA[row, : count + 1].tolist() == slow.tokens_BA[row, : count + 1].tolist()
-    assert fast.next_token_B.tolist() == slow.next_token_B.tolist()
+    for fast in (accept_picked(tree, picks), accept_listed(tree, picks)):
+        assert fast.n_accepted_B.tolist() == slow.n_accepted_B.tolist()
+        for row, count in enumerate(slow.n_accepted_B.tolist()):
+            assert fast.path_BA[row].tolist() == slow.path_BA[row].tolist()
+            assert fast.tokens_BA[row, : count + 1].tolist() == slow.tokens_BA[row, : count + 1].tolist()
+        assert fast.next_token_B.tolist() == slow.next_token_B.tolist()

@@ -13,7 +13,7 @@ import torch
 
 from eagle.model.bucket_cache import BucketCache
 from eagle.model.configs import TreeConfig
-from eagle.model.draft_state import DraftState
+from eagle.model.draft_state import DraftState, at_rows
 from eagle.model.drafter import Drafter
 from eagle.model.kv_cache import KVCache
 from eagle.model.sampling import Noise, Sampler, pick
@@ -49,10 +49,10 @@ class StaticDraftState(DraftState):
         """How many of them are real, as the host knows since the last step."""
         return self._counts
 
-    def commit(self, device: torch.device) -> torch.Tensor:
-        """Keep what the head has read of the real entries; return the number [B] of every row's last one."""
+    def commit(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Keep what the head has read of the real entries; return what it made [B, D] of every row's last one."""
         self.bucket.advance_on_device(self.counts_B)
-        return (self.counts_B - 1).clamp(min=0).to(device)
+        return at_rows(hidden_BTD, (self.counts_B - 1).clamp(min=0).to(hidden_BTD.device))
 
     def observe(self, features_BWF: torch.Tensor, tokens_BW: torch.Tensor) -> None:
         """Write the first W entries."""

@@ -57,11 +57,13 @@ class DraftState:
         """How many of the observed entries are real, per row."""
         return list(self.pending[0].counts)
 
-    def commit(self, device: torch.device) -> torch.Tensor:
-        """Keep what the head has read of the observed entries; return the number [B] of every row's last one."""
+    def commit(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Keep what the head has read of the observed entries; return what it made [B, D] of every row's last one."""
         counts = self.pending.pop().counts
         self.cache.advance(counts)
-        return torch.tensor(counts, device=device) - 1
+        if min(counts) == max(counts):
+            return hidden_BTD[:, counts[0] - 1]
+        return at_rows(hidden_BTD, torch.tensor(counts, device=hidden_BTD.device) - 1)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop all rows of the batch but these."""
@@ -70,6 +72,11 @@ class DraftState:
             Observed(seen.features_BAF[rows], seen.tokens_BA[rows], [seen.counts[row] for row in rows])
             for seen in self.pending
         ]
+
+
+def at_rows(hidden_BTD: torch.Tensor, numbers_B: torch.Tensor) -> torch.Tensor:
+    """Return entry `numbers_B[b]` of every row b, [B, D]."""
+    return hidden_BTD[torch.arange(len(numbers_B), device=hidden_BTD.device), numbers_B]
 
 
 def merged(pending: Sequence[Observed]) -> Observed:

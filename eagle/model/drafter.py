@@ -44,7 +44,7 @@ class Drafter(nn.Module):
         self.head = head
         self.tree = tree
         self.packed: Packed | None = None
-        self._target_embed = embed
+        self._embed = head.embed_tokens if hasattr(head, "embed_tokens") else embed
         self._output_logits = output_logits
         self._made: dict[tuple[StaticLevel, torch.device], tuple[torch.Tensor, ...]] = {}
 
@@ -93,7 +93,7 @@ class Drafter(nn.Module):
     def resume(self, state: DraftState, entries: int, capacity: int) -> DraftState:
         """Return the state of a new stream that begins with the first entries of an earlier one's."""
         if state.pending:
-            self._feed(state)
+            self._read(state)
         state.cache.rewind(entries, capacity + self.tree.scratch)
         return DraftState(self.tree, state.cache)
 
@@ -103,14 +103,14 @@ class Drafter(nn.Module):
         """Remember true features and the tokens one position ahead of them; the head reads them at the next draft."""
         waiting = sum(seen.tokens_BA.shape[1] for seen in state.pending)
         if waiting and waiting + tokens_BA.shape[1] > RING:
-            self._feed(state)
+            self._read(state)
         state.pending.append(Observed(features_BAF, tokens_BA, counts))
 
     def catch_up(self, state: DraftState) -> None:
         """Let the head read all that waits but the newest observation."""
         newest = state.pending.pop()
         if state.pending:
-            self._feed(state)
+            self._read(state)
         state.pending.append(newest)
 
     @torch.no_grad()
@@ -121,13 +121,14 @@ class Drafter(nn.Module):
             state: the stream; its last observed token of every row is the root.
             root_B: the last chosen tokens.
         """
-        hidden_BD = self._feed(state)
-        root_B = root_B.to(hidden_BD.device)
         tree = state.tree
-        if tree.static is not None:
-            candidates = self._grow_static(state.cache, hidden_BD, tree.static)
-        else:
-            candidates = self._grow(state.cache, hidden_BD, tree)
+        with packed_forward(self.packed):
+            hidden_BD = self._feed(state)
+            if tree.static is not None:
+                candidates = self._grow_static(state.cache, hidden_BD, tree.static)
+            else:
+                candidates = self._grow(state.cache, hidden_BD, tree)
+        root_B = root_B.to(hidden_BD.device)
         state.cache.drop_undecided()
         state.candidates = candidates
         drafted = tree.nodes - 1
@@ -142,56 +143,56 @@ class Drafter(nn.Module):
         return replace(grown, parents_BN=grown.parents_BN.masked_fill(grown.scores_BN < floor, -1))
 
     @torch.no_grad()
+    def _read(self, state: DraftState) -> None:
+        """Run the observed entries through the head and commit them."""
+        with packed_forward(self.packed):
+            self._feed(state)
+
     def _feed(self, state: DraftState) -> torch.Tensor:
         """Run the observed entries through the head, commit them, return the last real hidden state [B, D]."""
         features_BSF, tokens_BS = state.observed
-        with packed_forward(self.packed):
-            fused_BSD = self.head.fuse(features_BSF.to(self.head.device, self.head.dtype))
+        fused_BSD = self.head.fuse(features_BSF.to(self.head.device, self.head.dtype))
         hidden_BSD = self._entries(state.cache, fused_BSD, tokens_BS)
-        last_B = state.commit(hidden_BSD.device)
-        return hidden_BSD[torch.arange(len(last_B), device=last_B.device), last_B]
+        return state.commit(hidden_BSD)
 
     def _entries(self, cache: KVCache, hidden_BSD: torch.Tensor, tokens_BS: torch.Tensor) -> torch.Tensor:
         """Run S consecutive entries, each seeing those before it."""
-        entries, device = tokens_BS.shape[1], hidden_BSD.device
+        (batch, entries), device = tokens_BS.shape, hidden_BSD.device
         steps_S = torch.arange(entries, device=device)
-        causal_BSS = (steps_S <= steps_S[:, None]).expand(len(tokens_BS), -1, -1)
-        return self._step(cache, hidden_BSD, tokens_BS, steps_S.expand(len(tokens_BS), -1), causal_BSS)
+        positions_BS = (cache.next_positions(device)[:, None] + steps_S).clamp(min=0)
+        mask_BSC = None
+        if entries > 1 or not cache.is_uniform or cache.has_pads:
+            mask_BSC = cache.mask((steps_S <= steps_S[:, None]).expand(batch, -1, -1))
+            if cache.has_pads:
+                # An entry among the pads sees nothing, which softmax turns into NaN: it looks at everything instead.
+                mask_BSC = mask_BSC | ~mask_BSC.any(-1, keepdim=True)
+        return self._step(cache, hidden_BSD, tokens_BS, positions_BS, mask_BSC)
+
+    def _level_positions(self, cache: KVCache, levels: int, device: torch.device) -> torch.Tensor:
+        """Return the position [L, B, 1] that all nodes of each level share."""
+        steps_L11 = torch.arange(levels, device=device)[:, None, None]
+        return (steps_L11 + cache.next_positions(device)[:, None]).clamp(min=0)
 
     def _step(
         self,
         cache: KVCache,
         hidden_BSD: torch.Tensor,
         tokens_BS: torch.Tensor,
-        steps_BS: torch.Tensor,
-        own_BSM: torch.Tensor,
+        positions_BS: torch.Tensor,
+        mask_BSC: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Run the head over new entries behind the committed ones.
-
-        Args:
-            steps_BS: positions relative to the first undecided one.
-            own_BSM: which undecided entries each sees.
-        """
-        positions_BS = (steps_BS + cache.next_positions(hidden_BSD.device)[:, None]).clamp(min=0)
-        single = tokens_BS.shape[1] == 1 and cache.offset == 0 and cache.is_uniform
-        mask = None if single and not cache.has_pads else cache.mask(own_BSM)[:, None]
-        if mask is not None and cache.has_pads:
-            # An entry among the pads sees nothing, which softmax turns into NaN: it looks at everything instead.
-            mask = mask | ~mask.any(-1, keepdim=True)
+        """Run the head over new entries behind those that are there; without a mask each sees all slots."""
+        mask = None if mask_BSC is None else mask_BSC[:, None]
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             k, v = cache.update(k, v, layer)
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
-        embed = self.head.embed_tokens if hasattr(self.head, "embed_tokens") else self._target_embed
-        embeds_BSD = embed(tokens_BS).to(hidden_BSD)
-        with packed_forward(self.packed):
-            return self.head(embeds_BSD, hidden_BSD, positions_BS, attend)
+        return self.head(self._embed(tokens_BS).to(hidden_BSD), hidden_BSD, positions_BS, attend)
 
     def _children(self, hidden_BSD: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return log-probabilities and target ids [B, S, count] of the likeliest next tokens."""
-        with packed_forward(self.packed):
-            logits_BSW = self.head.logits(hidden_BSD)
+        logits_BSW = self.head.logits(hidden_BSD)
         if logits_BSW is None:
             logits_BSW = self._output_logits(hidden_BSD).to(hidden_BSD.device)
         top = logits_BSW.float().log_softmax(-1).topk(min(count, logits_BSW.shape[-1]), dim=-1)
@@ -204,27 +205,31 @@ class Drafter(nn.Module):
         width = scores_B1K.shape[-1]
         scores_BK, tokens_BK = scores_B1K[:, 0], tokens_B1K[:, 0]
         hidden_BKD = hidden_BD[:, None].expand(-1, width, -1)
-        places_BK = torch.arange(width, device=device).expand(batch, -1)
-        all_scores, all_tokens, all_parents = [scores_BK], [tokens_BK], [torch.full_like(tokens_BK, -1)]
+        positions_LB1 = self._level_positions(cache, tree.depth, device)
         eye_BKK = torch.eye(width, dtype=torch.bool, device=device).expand(batch, -1, -1)
-        seen_BKM, total = eye_BKK, width
+        place_BK = torch.arange(width, device=device).expand(batch, -1)
+        # The root's children see what is committed.
+        parent_BKC = cache.committed(width, device)
+        all_scores, all_tokens, expanded = [scores_BK], [tokens_BK], []
         for depth in range(tree.depth):
             cache.offset = depth * width
-            steps_BK = torch.full_like(tokens_BK, depth)
-            hidden_BKD = self._step(cache, hidden_BKD, tokens_BK, steps_BK, seen_BKM)
+            mask_BKC = cache.mask(eye_BKK, parent_BKC)
+            hidden_BKD = self._step(cache, hidden_BKD, tokens_BK, positions_LB1[depth].expand(-1, width), mask_BKC)
             logp_BKK, children_BKK = self._children(hidden_BKD, width)
-            candidates_BM = (scores_BK[..., None] + logp_BKK).flatten(1)
-            all_scores.append(candidates_BM)
+            all_scores.append((scores_BK[..., None] + logp_BKK).flatten(1))
             all_tokens.append(children_BKK.flatten(1))
-            all_parents.append(places_BK.repeat_interleave(width, dim=1))
+            expanded.append(place_BK)
             if depth == tree.depth - 1:
                 break
-            scores_BK, chosen_BK = best(candidates_BM, width)
-            tokens_BK, parent_BK = all_tokens[-1].gather(1, chosen_BK), chosen_BK // width
-            hidden_BKD = hidden_BKD.gather(1, parent_BK[..., None].expand_as(hidden_BKD))
-            seen_BKM = torch.cat([seen_BKM.gather(1, parent_BK[..., None].expand_as(seen_BKM)), eye_BKK], -1)
-            places_BK, total = total + chosen_BK, total + width * width
-        return Candidates(torch.cat(all_tokens, 1), torch.cat(all_parents, 1), torch.cat(all_scores, 1), width)
+            scores_BK, chosen_BK = best(all_scores[-1], width)
+            tokens_BK, parent_BK1 = all_tokens[-1].gather(1, chosen_BK), (chosen_BK // width)[..., None]
+            hidden_BKD = hidden_BKD.gather(1, parent_BK1.expand_as(hidden_BKD))
+            parent_BKC = mask_BKC.gather(1, parent_BK1.expand_as(mask_BKC))
+            place_BK = chosen_BK + (width + depth * width**2)
+        # Every expanded node is the parent of `width` candidates.
+        parents = [torch.cat(expanded, 1).repeat_interleave(width, dim=1)] if expanded else []
+        parents_BM = torch.cat([torch.full_like(all_tokens[0], -1), *parents], 1)
+        return Candidates(torch.cat(all_tokens, 1), parents_BM, torch.cat(all_scores, 1), width)
 
     def _indices(self, level: StaticLevel, device: torch.device) -> tuple[torch.Tensor, ...]:
         """Return a level's `expand`, `parent` and `rank` as tensors, made once: a captured step may copy nothing."""
@@ -238,28 +243,29 @@ class Drafter(nn.Module):
         """EAGLE-1: fill a fixed tree; every level expands the nodes that have children in it."""
         batch, device = len(hidden_BD), hidden_BD.device
         out_BSD, scores_BS = hidden_BD[:, None], hidden_BD.new_zeros(batch, 1, dtype=torch.float32)
-        seen_BSM = torch.zeros(batch, 1, 0, dtype=torch.bool, device=device)
+        mask_BSC = cache.committed(1, device)
         tokens_BS = torch.zeros(batch, 1, dtype=torch.int64, device=device)
         all_scores: list[torch.Tensor] = []
         all_tokens: list[torch.Tensor] = []
         all_parents: list[torch.Tensor] = []
+        positions_LB1 = self._level_positions(cache, len(levels) - 1, device)
         first, written = -1, 0
         for depth, level in enumerate(levels):
             expand, parent, rank = self._indices(level, device)
             scores_BS, tokens_BS = scores_BS[:, expand], tokens_BS[:, expand]
             if depth > 0:
-                eye = torch.eye(len(expand), dtype=torch.bool, device=device).expand(batch, -1, -1)
-                seen_BSM = torch.cat([seen_BSM[:, expand], eye], -1)
                 cache.offset = written
+                eye_BSS = torch.eye(len(expand), dtype=torch.bool, device=device).expand(batch, -1, -1)
+                mask_BSC = cache.mask(eye_BSS, mask_BSC[:, expand])
                 written += len(expand)
-                steps_BS = torch.full_like(tokens_BS, depth - 1)
-                out_BSD = self._step(cache, out_BSD[:, expand], tokens_BS, steps_BS, seen_BSM)
+                positions_BS = positions_LB1[depth - 1].expand_as(tokens_BS)
+                out_BSD = self._step(cache, out_BSD[:, expand], tokens_BS, positions_BS, mask_BSC)
             logp_BSK, children_BSK = self._children(out_BSD, max(level.rank) + 1)
             all_parents.append((first + expand[parent]).expand(batch, -1))
             first = 0 if depth == 0 else first + all_tokens[-1].shape[1]
             scores_BS = scores_BS[:, parent] + logp_BSK[:, parent, rank]
             tokens_BS = children_BSK[:, parent, rank]
-            out_BSD, seen_BSM = out_BSD[:, parent], seen_BSM[:, parent]
+            out_BSD, mask_BSC = out_BSD[:, parent], mask_BSC[:, parent]
             all_scores.append(scores_BS)
             all_tokens.append(tokens_BS)
         return Candidates(torch.cat(all_tokens, 1), torch.cat(all_parents, 1), torch.cat(all_scores, 1))

@@ -232,4 +232,4 @@ class Eagle3Head(DraftHead):
 
     def target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
         """Add the offsets `d2t` where the draft vocabulary is a part of the target's."""
-        return draft_ids + self.d2t[draft_ids] if hasattr(self, "d2t") else draft_ids
+        return draft_ids + self.d2t.take(draft_ids) if hasattr(self, "d2t") else draft_ids

@@ -267,27 +267,31 @@ class KVCache(Cache):  # type: ignore[misc]
         self.lengths, self.pads = list(other.lengths), list(other.pads)
         self.drop_undecided()
 
-    def mask(self, own_BNM: torch.Tensor) -> torch.Tensor:
-        """Return what attention may see, [B, N, visible slots]: all committed slots but pads, and `own_BNM`.
+    def committed(self, entries: int, device: torch.device) -> torch.Tensor:
+        """Return what `entries` that see all committed slots but pads see, [B, N, slots before the new ones]."""
+        slots_C = torch.arange(self.visible(0), device=device)
+        if self.is_uniform and not self.has_pads:
+            seen_BC = torch.ones_like(slots_C, dtype=torch.bool).expand(len(self.lengths), -1)
+        else:
+            seen_BC = (slots_C < self.lengths_on(device)[:, None]) & (slots_C >= self.pads_on(device)[:, None])
+        return seen_BC[:, None].expand(-1, entries, -1)
+
+    def mask(self, own_BNN: torch.Tensor, earlier_BNC: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what N new entries see, [B, N, visible slots].
 
         Args:
-            own_BNM: visibility among undecided entries; M counts those of earlier draft levels, then the N being
-                written.
+            own_BNN: which of each other.
+            earlier_BNC: which slots before them; by default all committed ones but pads.
         """
-        width = own_BNM.shape[2]
-        visible = self.visible(width - self.offset)
-        if self.is_uniform and not any(self.pads):
-            start = self.lengths[0]
-            return torch.nn.functional.pad(own_BNM, (start, 0), value=True)
-        device = own_BNM.device
-        slots_C = torch.arange(visible, device=device)
-        lengths_B1, pads_B1 = self.lengths_on(device)[:, None], self.pads_on(device)[:, None]
-        committed_BC = (slots_C < lengths_B1) & (slots_C >= pads_B1)
-        relative_BC = slots_C - lengths_B1
-        inside_BC = (relative_BC >= 0) & (relative_BC < width)
-        index_BNC = relative_BC.clamp(0, width - 1)[:, None].expand(-1, own_BNM.shape[1], -1)
-        own_BNC = own_BNM.gather(2, index_BNC) & (inside_BC & (slots_C >= pads_B1))[:, None]
-        return committed_BC[:, None] | own_BNC
+        entries, device = own_BNN.shape[1], own_BNN.device
+        earlier_BNC = self.committed(entries, device) if earlier_BNC is None else earlier_BNC
+        if self.is_uniform and not self.has_pads:
+            return torch.cat([earlier_BNC, own_BNN], -1)
+        mask_BNC = torch.nn.functional.pad(earlier_BNC, (0, self.visible(entries) - earlier_BNC.shape[2]))
+        mask_BNC = mask_BNC.scatter(2, self.slots(entries, device)[:, None].expand_as(own_BNN), own_BNN)
+        # New entries may be pads too, which nothing sees.
+        is_token_BC = torch.arange(mask_BNC.shape[2], device=device) >= self.pads_on(device)[:, None]
+        return mask_BNC & is_token_BC[:, None]
 
     def positions(self, own_BN: torch.Tensor) -> torch.Tensor:
         """Return the position of what every visible slot holds, [B, C]; `own_BN` are those of the N being written."""

@@ -36,7 +36,7 @@ class PackedLinear:
 
     def __init__(self, module: nn.Linear) -> None:
         self.module = module
-        self._thread = 0
+        self.thread = 0  # the one in which this stands in for the module's forward
         self.pack()
 
     def pack(self) -> None:
@@ -58,18 +58,9 @@ class PackedLinear:
         flat = self.module.weight.detach().flatten()
         return flat[:: max(1, flat.numel() // SAMPLE)]
 
-    def enter(self) -> None:
-        """Stand in for the module's forward in this thread."""
-        self._thread = threading.get_ident()
-        self.module.__dict__["forward"] = self
-
-    def leave(self) -> None:
-        """Give the module its own forward back."""
-        self.module.__dict__.pop("forward", None)
-
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return `module(x)`; another thread that meets us here gets the module's own forward."""
-        if threading.get_ident() != self._thread or x.dtype != self._sample.dtype:
+        if threading.get_ident() != self.thread or x.dtype != self._sample.dtype:
             return nn.Linear.forward(self.module, x)
         return torch.ops.mkldnn._linear_pointwise.default(x, self._packed, self.module.bias, "none", [], "")
 
@@ -101,29 +92,30 @@ class Packed:
         if refused or not linears:
             found = f"linear layers in {sorted(map(str, refused))}" if refused else "no plain linear layers"
             raise ValueError(f"compile=True: this processor packs {_names()}, the model has {found}")
-        self._linears = [PackedLinear(m) for m in linears if "forward" not in m.__dict__]
+        self._linears = {m: PackedLinear(m) for m in linears if "forward" not in m.__dict__}
 
     def refresh(self) -> None:
         """Pack again what has changed."""
-        for linear in self._linears:
+        for linear in self._linears.values():
             if linear.is_stale:
                 linear.pack()
 
     @contextmanager
     def active(self, part: nn.Module | None = None) -> Iterator[None]:
         """Multiply with the packed weights inside the `with` block, of one module where `part` names it."""
+        wanted = list(self._linears) if part is None else [part]
         # Autocast would have changed the dtype of every product.
         is_changed = torch.is_autocast_enabled("cpu")
-        chosen = [] if is_changed else [linear for linear in self._linears if linear.is_packed]
-        if part is not None:
-            chosen = [linear for linear in chosen if linear.module is part]
+        known = [] if is_changed else [self._linears[module] for module in wanted if module in self._linears]
+        linears, thread = [linear for linear in known if linear.is_packed], threading.get_ident()
         try:
-            for linear in chosen:
-                linear.enter()
+            for linear in linears:
+                linear.thread = thread
+                linear.module.__dict__["forward"] = linear
             yield
         finally:
-            for linear in chosen:
-                linear.leave()
+            for linear in linears:
+                linear.module.__dict__.pop("forward", None)
 
 
 def packed(root: nn.Module) -> Packed:

@@ -115,8 +115,11 @@ class TargetModel:
         matrix = self.model.get_output_embeddings()
         with packed_forward(self.packed, matrix):
             logits = matrix(hidden)
-        logits = logits * (getattr(self.config, "logit_scale", None) or 1.0)
-        logits = logits / (getattr(self.config, "logits_scaling", None) or 1.0)
+        # Each only where the model has it: a product with 1 costs as much as any.
+        if scale := getattr(self.config, "logit_scale", None):
+            logits = logits * scale
+        if scaling := getattr(self.config, "logits_scaling", None):
+            logits = logits / scaling
         cap = getattr(self.config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
 

@@ -138,6 +138,21 @@ def accept_picked(tree: DraftTree, picks_BN: torch.Tensor) -> Acceptance:
     return Acceptance(path_BA, accepted_B, picks_BN.gather(1, path_BA))
 
 
+def accept_listed(tree: DraftTree, picks_BN: torch.Tensor) -> Acceptance:
+    """Walk as `accept_picked` does, on the host: for a device that is the host, where tensor operations cost more."""
+    width = min(tree.levels, tree.size)
+    children = (tree.parents_BN * KEY + tree.tokens_BN).tolist()
+    paths, tokens, accepted = [], [], []
+    for row, picks in zip(children, picks_BN.tolist(), strict=True):
+        path = [0]
+        while (child := path[-1] * KEY + picks[path[-1]]) in row:
+            path.append(row.index(child))
+        accepted.append(len(path) - 1)
+        paths.append(path + list(range(len(path), width)))
+        tokens.append([picks[node] for node in paths[-1]])
+    return Acceptance(*(torch.tensor(values) for values in (paths, accepted, tokens)))
+
+
 def accept_stepwise(
     tree: DraftTree,
     logits_BNV: torch.Tensor,

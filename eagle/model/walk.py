@@ -10,7 +10,7 @@ import torch
 
 from eagle.model.rows import Request, Rows
 from eagle.model.tree import DraftTree
-from eagle.model.verify import Acceptance, Walked, accept, accept_picked, accept_stepwise
+from eagle.model.verify import Acceptance, Walked, accept, accept_listed, accept_picked, accept_stepwise
 
 # Logits of a tree up to which a CPU looks at all nodes faster than at those of the path, one by one.
 AT_ONCE = 1 << 20
@@ -45,7 +45,8 @@ def walk(
     else:
         is_cpu = logits_BNV.device.type == "cpu"
         if sampler.is_plain_greedy and tree.size > 1 and not (is_cpu and logits_BNV.numel() > AT_ONCE):
-            acceptance = accept_picked(tree, logits_BNV.argmax(-1))
+            at_once = accept_listed if is_cpu else accept_picked
+            acceptance = at_once(tree, logits_BNV.argmax(-1))
         else:  # stopping early reads the device: elsewhere the host would wait
             acceptance = accept(tree, logits_BNV, sampler.picker(positions, running), stops_early=is_cpu)
         walked = acceptance.read()
