@@ -119,7 +119,7 @@ def call(args: argparse.Namespace, prompt: int, new: int) -> tuple[dict[str, int
     terms = {
         "weights": size_of(base),
         "head": size_of(head, besides=base),
-        "caches": size_of(tensor for layer in caches for tensor in (layer.keys, layer.values)),
+        "caches": size_of(buffer for layer in caches for buffer in layer.buffers),
         "tree logits": 8 * model.ea_layer.tree.nodes * model.target.vocabulary,
         "activations": activations(model, len(ids_BS), prompt, chunk),
     }

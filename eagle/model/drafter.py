@@ -151,7 +151,7 @@ class Drafter(nn.Module):
     def _feed(self, state: DraftState) -> torch.Tensor:
         """Run the observed entries through the head, commit them, return the last real hidden state [B, D]."""
         features_BSF, tokens_BS = state.observed
-        fused_BSD = self.head.fuse(features_BSF.to(self.head.device, self.head.dtype))
+        fused_BSD = self.head.fuse(features_BSF.to(next(self.head.parameters())))
         hidden_BSD = self._entries(state.cache, fused_BSD, tokens_BS)
         return state.commit(hidden_BSD)
 
@@ -169,7 +169,7 @@ class Drafter(nn.Module):
         return self._step(cache, hidden_BSD, tokens_BS, positions_BS, mask_BSC)
 
     def _level_positions(self, cache: KVCache, levels: int, device: torch.device) -> torch.Tensor:
-        """Return the position [L, B, 1] that all nodes of each level share."""
+        """Return the position [L, B, 1] that the nodes of each level share."""
         steps_L11 = torch.arange(levels, device=device)[:, None, None]
         return (steps_L11 + cache.next_positions(device)[:, None]).clamp(min=0)
 
@@ -205,7 +205,7 @@ class Drafter(nn.Module):
         width = scores_B1K.shape[-1]
         scores_BK, tokens_BK = scores_B1K[:, 0], tokens_B1K[:, 0]
         hidden_BKD = hidden_BD[:, None].expand(-1, width, -1)
-        positions_LB1 = self._level_positions(cache, tree.depth, device)
+        positions = self._level_positions(cache, tree.depth, device).expand(-1, -1, width).unbind()
         eye_BKK = torch.eye(width, dtype=torch.bool, device=device).expand(batch, -1, -1)
         place_BK = torch.arange(width, device=device).expand(batch, -1)
         # The root's children see what is committed.
@@ -214,7 +214,7 @@ class Drafter(nn.Module):
         for depth in range(tree.depth):
             cache.offset = depth * width
             mask_BKC = cache.mask(eye_BKK, parent_BKC)
-            hidden_BKD = self._step(cache, hidden_BKD, tokens_BK, positions_LB1[depth].expand(-1, width), mask_BKC)
+            hidden_BKD = self._step(cache, hidden_BKD, tokens_BK, positions[depth], mask_BKC)
             logp_BKK, children_BKK = self._children(hidden_BKD, width)
             all_scores.append((scores_BK[..., None] + logp_BKK).flatten(1))
             all_tokens.append(children_BKK.flatten(1))

@@ -1,4 +1,4 @@
-"""The pre-allocated key/value cache and its `transformers` adapter.
+"""The pre-allocated key/value cache.
 
 Owns the buffers, where a forward writes, and what a commit moves. Writing is not committing: a forward writes behind
 `lengths` and only `commit` lets them grow, so a step that fails or is rejected leaves nothing to undo. Buffers start
@@ -11,90 +11,14 @@ Shapes: B batch, H kv heads, C cache slots, E head size, N new entries, A accept
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
+
+from eagle.model.cache_layer import CacheLayer
 
 # New tokens that there is room for at first; each growth brings twice as many as the one before.
 BLOCK = 256
-
-
-class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's keys [B,H,C,Ek] and values [B,H,C,Ev], allocated by the first update on that layer's own device.
-
-    Attributes:
-        slots: C, slots per row of the buffers; 0 before the first update.
-    """
-
-    is_sliding = False
-    keys: Any  # a tensor once there is one
-    values: Any
-
-    def __init__(self, owner: "KVCache") -> None:
-        super().__init__()
-        self.owner = owner
-        self.slots = 0
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Provide buffers for these widths, dtype and device: those of an earlier call where they fit, else zeros."""
-        least = self.owner.allocated
-        self.keys, self.values = _fitting(self.keys, key_states, least), _fitting(self.values, value_states, least)
-        self.slots = min(self.keys.shape[2], self.values.shape[2])
-        self.is_initialized = True
-
-    def grow(self, slots: int) -> None:
-        """Move to larger buffers, one after the other, so that no more than one is there twice."""
-        self.keys = _grown(self.keys, slots)
-        self.values = _grown(self.values, slots)
-        self.slots = slots
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write N new entries behind the committed ones; return all keys and values that attention may see."""
-        end = self.owner.visible(key_states.shape[2])
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        if end > self.slots:
-            self.grow(self.owner.room(end))
-        return self.owner.write(self.keys, key_states, end), self.owner.write(self.values, value_states, end)
-
-    def get_mask_sizes(self, query_length: int | torch.Tensor) -> tuple[int, int]:
-        """Return how many slots attention sees and the first one's number."""
-        # Until 5.3 transformers asks with the positions [N] of the new entries. May go when that is too old.
-        entries = query_length if isinstance(query_length, int) else query_length.shape[0]
-        return self.owner.visible(entries), 0
-
-    def get_seq_length(self) -> int:
-        """Return the slots used by the longest row."""
-        return max(self.owner.lengths)
-
-    def get_max_length(self) -> int:
-        """Return the slots there may be."""
-        return self.owner.capacity
-
-    get_max_cache_shape = get_max_length  # its name until 5.12; may go when that is too old
-
-
-def _fitting(old: torch.Tensor | None, states_BHNE: torch.Tensor, slots: int) -> torch.Tensor:
-    """Return a buffer for such states: `old` if it is one with enough slots, else a new one."""
-    batch, heads, _, size = states_BHNE.shape
-    if old is None or (old.dtype, old.device) != (states_BHNE.dtype, states_BHNE.device):
-        return states_BHNE.new_zeros(batch, heads, slots, size)
-    if (*old.shape[:2], old.shape[3]) != (batch, heads, size) or old.shape[2] < slots:
-        return states_BHNE.new_zeros(batch, heads, slots, size)
-    # A single row sees only what it has written; of several the longest shows the others slots that they have not.
-    return old.zero_() if batch > 1 else old
-
-
-def _grown(old_BHCE: torch.Tensor, slots: int) -> torch.Tensor:
-    """Return a buffer of more slots that holds the same."""
-    batch, heads, used, size = old_BHCE.shape
-    new_BHCE = old_BHCE.new_zeros(batch, heads, slots, size)
-    new_BHCE[:, :, :used] = old_BHCE
-    return new_BHCE
 
 
 class KVCache(Cache):  # type: ignore[misc]
@@ -136,9 +60,7 @@ class KVCache(Cache):  # type: ignore[misc]
     def adopt(self, other: "KVCache") -> None:
         """Take over the buffers of a cache that nobody needs any more; each layer uses those that fit it."""
         for mine, theirs in zip(self.layers, other.layers, strict=True):
-            assert not mine.is_initialized
-            mine.keys, mine.values = theirs.keys, theirs.values
-            theirs.keys, theirs.values, theirs.is_initialized = None, None, False
+            mine.adopt(theirs)
 
     @property
     def is_uniform(self) -> bool:
@@ -214,24 +136,17 @@ class KVCache(Cache):  # type: ignore[misc]
         self.advance(counts)
 
     def _move_all(self, path_BA: torch.Tensor) -> None:
-        # Source and destination overlap: gather to a temporary first.
-        is_single = self.is_uniform and len(self.lengths) == 1
+        start = self.lengths[0] if self.is_uniform and len(self.lengths) == 1 else None
         where: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
-        width = path_BA.shape[1]
         for layer in self.layers:
-            for buffer_BHCE in (layer.keys, layer.values) if layer.is_initialized else ():
-                device = buffer_BHCE.device
-                if device not in where:
-                    starts_B1 = self.lengths_on(device)[:, None]
-                    where[device] = starts_B1 + path_BA.to(device), starts_B1 + torch.arange(width, device=device)
-                source_BA, target_BA = where[device]
-                if is_single:
-                    moved_BHAE = buffer_BHCE.index_select(2, source_BA[0])
-                    buffer_BHCE.narrow(2, self.lengths[0], width).copy_(moved_BHAE)
-                    continue
-                shape = (*buffer_BHCE.shape[:2], width, buffer_BHCE.shape[-1])
-                moved_BHAE = buffer_BHCE.gather(2, source_BA[:, None, :, None].expand(shape))
-                buffer_BHCE.scatter_(2, target_BA[:, None, :, None].expand(shape), moved_BHAE)
+            if not layer.is_initialized:
+                continue
+            device = layer.keys.device
+            if device not in where:
+                starts_B1 = self.lengths_on(device)[:, None]
+                steps_A = torch.arange(path_BA.shape[1], device=device)
+                where[device] = starts_B1 + path_BA.to(device), starts_B1 + steps_A
+            layer.move(*where[device], start)
 
     def keep_rows(self, rows: Sequence[int]) -> None:
         """Drop all rows of the batch but these."""
@@ -240,8 +155,7 @@ class KVCache(Cache):  # type: ignore[misc]
         self._slots.clear()
         for layer in self.layers:
             if layer.is_initialized:
-                index = torch.tensor(rows, device=layer.keys.device)
-                layer.keys, layer.values = layer.keys.index_select(0, index), layer.values.index_select(0, index)
+                layer.keep_rows(rows)
 
     def rewind(self, length: int, capacity: int) -> None:
         """Keep the first entries of every row and allow for `capacity`; buffers that are large enough stay."""
@@ -255,15 +169,8 @@ class KVCache(Cache):  # type: ignore[misc]
         used = max(other.lengths)
         assert used <= self.capacity
         for mine, theirs in zip(self.layers, other.layers, strict=True):
-            if not theirs.is_initialized:
-                continue
-            if not mine.is_initialized:
-                mine.lazy_initialization(theirs.keys, theirs.values)
-            if used > mine.slots:
-                mine.grow(self.room(used))
-            for new_BHCE, old_BHCE in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
-                new_BHCE[:, :, :used] = old_BHCE[:, :, :used]
-                new_BHCE[:, :, used:] = 0  # an earlier call may have left NaN there
+            if theirs.is_initialized:
+                mine.copy_from(theirs, used)
         self.lengths, self.pads = list(other.lengths), list(other.pads)
         self.drop_undecided()
 

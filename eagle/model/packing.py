@@ -93,29 +93,36 @@ class Packed:
             found = f"linear layers in {sorted(map(str, refused))}" if refused else "no plain linear layers"
             raise ValueError(f"compile=True: this processor packs {_names()}, the model has {found}")
         self._linears = {m: PackedLinear(m) for m in linears if "forward" not in m.__dict__}
+        self._usable = self._found()
 
     def refresh(self) -> None:
         """Pack again what has changed."""
         for linear in self._linears.values():
             if linear.is_stale:
                 linear.pack()
+        self._usable = self._found()
+
+    def _found(self) -> dict[nn.Module, PackedLinear]:
+        return {module: linear for module, linear in self._linears.items() if linear.is_packed}
 
     @contextmanager
     def active(self, part: nn.Module | None = None) -> Iterator[None]:
         """Multiply with the packed weights inside the `with` block, of one module where `part` names it."""
-        wanted = list(self._linears) if part is None else [part]
+        chosen = self._usable
+        if part is not None:
+            chosen = {part: chosen[part]} if part in chosen else {}
         # Autocast would have changed the dtype of every product.
-        is_changed = torch.is_autocast_enabled("cpu")
-        known = [] if is_changed else [self._linears[module] for module in wanted if module in self._linears]
-        linears, thread = [linear for linear in known if linear.is_packed], threading.get_ident()
+        if torch.is_autocast_enabled("cpu"):
+            chosen = {}
+        thread = threading.get_ident()
         try:
-            for linear in linears:
+            for module, linear in chosen.items():
                 linear.thread = thread
-                linear.module.__dict__["forward"] = linear
+                module.__dict__["forward"] = linear
             yield
         finally:
-            for linear in linears:
-                linear.module.__dict__.pop("forward", None)
+            for module in chosen:
+                module.__dict__.pop("forward", None)
 
 
 def packed(root: nn.Module) -> Packed:

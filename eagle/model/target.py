@@ -65,6 +65,8 @@ class TargetModel:
         self.rope_switch = rope_switch(model)
         self.last_position = last_position(model)
         self.packed: Packed | None = None
+        names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+        self._logit_transform = tuple(getattr(self.config, name, None) for name in names)
         self._masks = layer_masks(self.config)
         # Layers that share keys and values may run on the positions whose logits are kept alone, and so do the taps.
         self._slices_layers = bool(getattr(self.config, "num_kv_shared_layers", 0))
@@ -116,11 +118,9 @@ class TargetModel:
         with packed_forward(self.packed, matrix):
             logits = matrix(hidden)
         # Each only where the model has it: a product with 1 costs as much as any.
-        if scale := getattr(self.config, "logit_scale", None):
-            logits = logits * scale
-        if scaling := getattr(self.config, "logits_scaling", None):
-            logits = logits / scaling
-        cap = getattr(self.config, "final_logit_softcapping", None)
+        scale, scaling, cap = self._logit_transform
+        logits = logits * scale if scale else logits
+        logits = logits / scaling if scaling else logits
         return cap * torch.tanh(logits / cap) if cap else logits
 
     @torch.no_grad()
