@@ -165,18 +165,19 @@ class Generation:
         places = [self.running.index(row) for row in active]
         active_accepted = [walked.accepted[place] for place in places]
         step = self._emit(tokens, tree.size - 1, walked.accepted, tree)
-        self._learn(tree, places, active_accepted, time.perf_counter() - started)
+        self._learn(tokens, time.perf_counter() - started)
         self.stats.record_step(tree.size - 1, active_accepted, time.perf_counter() - started)
         return step
 
-    def _learn(self, tree: DraftTree, places: Sequence[int], accepted: Sequence[int], seconds: float) -> None:
-        """Tell the chooser what a draft promised and the target accepted, where no limit cut it short."""
+    def _learn(self, tokens: Sequence[list[int]], seconds: float) -> None:
+        """Tell the chooser how long a step took, and what the rows that go on have emitted."""
         if self.chooser is None or self.draft_state is None:
             return
-        state, room = self.draft_state, min(self.request.limit - self.rows.length(self.running[p]) for p in places)
+        state = self.draft_state
         self.chooser.took(seconds, state.tree if state.candidates is not None else None)
-        if room >= tree.levels and state.candidates is not None:
-            self.chooser.record(state.tree, state.candidates, accepted, places)
+        places = [place for place, row in enumerate(self.running) if self.rows.finished[row] is None]
+        if places and state.candidates is not None:
+            self.chooser.record(state.tree, state.candidates, [tokens[place] for place in places], places)
         state.candidates = None
 
     def _commit(
@@ -270,6 +271,8 @@ class Generation:
         if self.draft_state is not None:
             self.draft_state.keep_rows(keep)
         self.running = [self.running[i] for i in keep]
+        if self.chooser is not None and keep:
+            self.chooser.shrink(len(keep))
 
     @property
     def is_done(self) -> bool:
