@@ -38,26 +38,25 @@ def best_candidates(candidates: Candidates, row: int, tokens: Sequence[int]) -> 
     Args:
         tokens: what the row emitted, the first one below the root.
     """
-    scores_M = candidates.scores_BM[row].cpu().numpy()
-    parents_M = candidates.parents_BM[row].cpu().numpy()
-    tokens_M = candidates.tokens_BM[row].cpu().numpy()
-    width = candidates.width
-    numbers_M = np.arange(len(scores_M)) - width
-    depths_M = np.where(numbers_M < 0, 1, 2 + numbers_M // width**2)
-    ranks_M = np.where(numbers_M < 0, numbers_M + width, numbers_M % width)
-    for start in range(width, len(scores_M), width**2):
-        level = slice(start, start + width**2)
-        ranks_M[level] = np.maximum(ranks_M[level], ranks_M[parents_M[level]])
-    best = np.argsort(-scores_M, kind="stable")[:POOL]
-    path: list[int] = []
-    node, parents_M, tokens_M = -1, parents_M[best], tokens_M[best]
+    best = np.argsort(-candidates.scores_BM[row].cpu().numpy(), kind="stable")[:POOL]
+    parents_M, tokens_M = (all_BM[row].cpu().numpy()[best] for all_BM in (candidates.parents_BM, candidates.tokens_BM))
+    places, children = {-1: -1}, dict[tuple[int, int], int]()
+    depths, ranks, width = list[int](), list[int](), candidates.width
+    # A parent is never worse than its child, so it comes first.
+    for place, (node, parent, token) in enumerate(
+        zip(best.tolist(), parents_M.tolist(), tokens_M.tolist(), strict=True)
+    ):
+        above, own = places[parent], node if parent < 0 else (node - width) % width
+        depths.append(1 if parent < 0 else depths[above] + 1)
+        ranks.append(own if parent < 0 else max(own, ranks[above]))
+        places[node] = children[above, token] = place
+    path, place = [], -1
     for token in tokens:
-        (found,) = np.nonzero((parents_M == node) & (tokens_M == token))
-        if len(found) == 0:
+        if (place, token) not in children:
             break
-        path.append(int(found[0]))
-        node = best[found[0]]
-    return Found(depths_M[best], ranks_M[best], np.array(path, dtype=int))
+        place = children[place, token]
+        path.append(place)
+    return Found(np.array(depths), np.array(ranks), np.array(path, dtype=int))
 
 
 class Shapes:
