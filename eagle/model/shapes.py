@@ -1,4 +1,4 @@
-"""All trees that may be chosen, and what a draft's candidates promise for each of them.
+"""All trees that may be chosen, and what the target's tokens say each of them would have gained.
 
 Shapes: M candidates, S shapes of trees, W widths, D depths.
 """
