@@ -162,8 +162,7 @@ class Generation:
             acceptance, walked, tokens = walk(self.request, self.rows, self.running, tree, output.logits_BNV)
         with self.stats.stage("commit"):
             self._commit(acceptance, walked, tokens, output.features_BNF)
-        places = [self.running.index(row) for row in active]
-        active_accepted = [walked.accepted[place] for place in places]
+        active_accepted = [walked.accepted[self.running.index(row)] for row in active]
         step = self._emit(tokens, tree.size - 1, walked.accepted, tree)
         self._learn(tokens, time.perf_counter() - started)
         self.stats.record_step(tree.size - 1, active_accepted, time.perf_counter() - started)
@@ -171,9 +170,9 @@ class Generation:
 
     def _learn(self, tokens: Sequence[list[int]], seconds: float) -> None:
         """Tell the chooser how long a step took, and what the rows that go on have emitted."""
-        if self.chooser is None or self.draft_state is None:
-            return
         state = self.draft_state
+        if self.chooser is None or state is None:
+            return
         self.chooser.took(seconds, state.tree if state.candidates is not None else None)
         places = [place for place, row in enumerate(self.running) if self.rows.finished[row] is None]
         if places and state.candidates is not None:
@@ -252,9 +251,8 @@ class Generation:
     def _emit(
         self, tokens: Sequence[list[int]], drafted: int, accepted: Sequence[int], tree: DraftTree | None
     ) -> DecodeStep:
-        count = len(self.rows.new)
-        all_tokens: list[list[int]] = [[] for _ in range(count)]
-        all_accepted = [0] * count
+        all_tokens: list[list[int]] = [[] for _ in self.rows.new]
+        all_accepted = [0] * len(all_tokens)
         for row, new, n in zip(self.running, tokens, accepted, strict=True):
             all_tokens[row], all_accepted[row] = new, n
         self.stats.new_tokens += sum(map(len, tokens))
@@ -271,7 +269,7 @@ class Generation:
         if self.draft_state is not None:
             self.draft_state.keep_rows(keep)
         self.running = [self.running[i] for i in keep]
-        if self.chooser is not None and keep:
+        if self.chooser is not None:
             self.chooser.shrink(len(keep))
 
     @property
