@@ -502,3 +502,11 @@ def test_rows_that_leave_tell_the_chooser_how_many_are_left(tmp_path):
     run.rows.finished[0] = run.rows.finished[2] = "length"
     next(steps)
     assert told == [(1, 1)]
+
+
+def test_a_batch_that_shrinks_is_judged_by_its_new_costs_at_once():
+    subject = learn(chooser(cost=PRICED), 5, 0.9, 9)
+    before = subject._rates()
+    subject.known = {1: FREE}
+    subject.shrink(1)
+    assert (subject._rates() > before).all()
