@@ -1,18 +1,18 @@
 """Trees that pay: total_token, depth and top_k by the tokens per second they promise, down to no tree at all.
 
-A step's draft leaves more than its tree: the cumulative probability of every candidate the head looked at. Summed over
-the best n - 1 candidates that a narrower or shallower draft would have had, and calibrated per depth by what the
-target accepted, that is the expected gain of any smaller tree; divided by what such a step costs on this machine
-(`costs.py`) it is a rate. The best rate decides the next step, one step behind. Now and then a step drafts to the
-limits, so that wider and deeper trees are seen too; where no tree is worth its time the target decodes plainly, and a
-probing step at least every 256 tokens looks whether that still holds.
+What the target emits tells more than how much of its own tree it accepted: looked up among all candidates the head
+looked at, it tells what any other tree would have gained. Smoothed over the last steps and divided by what such a step
+costs on this machine (`costs.py`), that is a rate, and the best rate decides the next step. What no draft has shown is
+estimated: paths cut short by the depth go on as often as paths do, and a wider tree keeps the lead it last had.
+Where no tree is worth its time the target decodes plainly, and now and then, at least every 256 tokens, a step drafts
+to see whether that still holds.
 
 Shapes: S shapes of trees, W widths.
 """
 
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,15 +26,14 @@ from eagle.model.tree import Candidates
 
 # Rows of a batch whose candidates are looked at.
 ROWS = 4
-# Steps between two that draft to the limits; plain steps until the first probe, and at most.
-LOOK, FIRST_PROBE, LAST_PROBE = 32, 64, 256
-# How much of the past a step leaves, in calibration and in gains; how much better another tree must be.
+# Plain steps until the first probe, and at most.
+FIRST_PROBE, LAST_PROBE = 16, 256
+# How much of the past a step leaves, in how often paths go on and in gains; trees this much worse count as equal.
 FORGET, SMOOTH, MARGIN = 0.9, 0.75, 1.02
-# Steps on which drafting must promise less than plain decoding before it stops; unchanged choices after which only
-# every SKIP-th step is looked at.
-PATIENCE, SETTLED, SKIP = 4, 8, 4
-# The most that acceptance may exceed what the head promises.
-MOST_TRUST = 2.0
+# Steps on which drafting must promise less than plain decoding before it stops.
+PATIENCE = 3
+# Tokens in the cache after which the costs of a step are computed anew.
+BLOCK = 64
 
 
 @dataclass
@@ -42,24 +41,22 @@ class Memory:
     """What acceptance and time were like so far; a new generation starts from the last one's.
 
     Attributes:
-        accepted, promised: per depth, tokens accepted and probability promised, older steps weighing less.
-        gains: smoothed expected gain of every shape [S]; None before the first step.
-        wider: gain of every shape over that of the same one with another width [S, W], as last seen.
+        gains: smoothed gain of every shape with every width [S, W]; None before the first step.
+        accepted, stopped: tokens accepted, and paths that ended before the tree did, older steps weighing less.
         is_plain: whether the last generation ended without drafting.
         late: seconds that recent steps took beyond their measured parts: with a tree, without.
     """
 
-    accepted: np.ndarray
-    promised: np.ndarray
     gains: np.ndarray | None = None
-    wider: np.ndarray | None = None
+    accepted: float = 0.0
+    stopped: float = 0.0
     is_plain: bool = False
     late: tuple[deque[float], deque[float]] = field(default_factory=lambda: (deque(maxlen=15), deque(maxlen=15)))
 
     @property
-    def calibration(self) -> np.ndarray:
-        """Return accepted over promised per depth; 1 where nothing is known."""
-        return np.minimum((self.accepted + 1) / (self.promised + 1), MOST_TRUST)
+    def steady(self) -> float:
+        """Return how often an accepted token is followed by another; less than 1."""
+        return self.accepted / (self.accepted + self.stopped + 1)
 
 
 @dataclass
@@ -70,19 +67,21 @@ class Chooser:
         shapes: what there is to choose from.
         costs: seconds of a step.
         memory: of earlier generations; it goes on learning here.
+        known: the costs of smaller batches as far as they are known, by rows.
     """
 
     shapes: Shapes
     costs: Costs
     memory: Memory
+    known: Mapping[int, Costs] = field(default_factory=dict)
     is_plain: bool = field(default=False, init=False)
     _context: int = field(default=1, init=False)
     _current: int = field(default=0, init=False)
-    _steps: int = field(default=0, init=False)
     _waited: int = field(default=0, init=False)
     _interval: int = field(default=FIRST_PROBE, init=False)
-    _settled: int = field(default=0, init=False)
     _doubts: int = field(default=0, init=False)
+    _block: int = field(default=-1, init=False)
+    _seconds_S: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         shapes = self.shapes
@@ -102,37 +101,33 @@ class Chooser:
             if self._waited < self._interval:
                 return None
             self._waited = 0
-        looks = self.is_plain or self._steps % LOOK == 0
-        self._steps += 1
         tree, limit = self.shapes.trees[self._current], self.shapes.limit
-        return replace(tree, depth=limit.depth, top_k=limit.top_k) if looks else tree
+        # The very first draft goes to the limits, to see what is there.
+        return tree if self.memory.gains is not None else replace(tree, depth=limit.depth, top_k=limit.top_k)
 
-    def record(self, tree: TreeConfig, candidates: Candidates, accepted: Sequence[int], rows: Sequence[int]) -> None:
-        """Learn from a step: what its draft promised to some of its rows, and what they accepted."""
-        if self._skips:
-            return
+    def shrink(self, rows: int) -> None:
+        """Go on with the costs of a batch of `rows`, or of the next larger one whose costs are known."""
+        sizes = [size for size in self.known if size >= rows]
+        if sizes:
+            self.costs = self.known[min(sizes)]
+            self._block = -1
+
+    def record(
+        self, tree: TreeConfig, candidates: Candidates, tokens: Sequence[Sequence[int]], rows: Sequence[int]
+    ) -> None:
+        """Learn from a step: what some of its rows emitted, and what of it any other tree would have drafted."""
         gains, memory = [], self.memory
-        for row, count in list(zip(rows, accepted, strict=True))[:ROWS]:
-            found = best_candidates(candidates, row)
-            gains.append(self.shapes.gains(found, tree, memory.calibration))
-            in_tree = slice(0, tree.nodes - 1)
-            promised = np.bincount(found.depths[in_tree], found.probabilities[in_tree], minlength=len(memory.promised))
-            seen = np.arange(len(promised)) <= tree.depth + 1
-            memory.promised = np.where(seen, FORGET * memory.promised + promised, memory.promised)
-            memory.accepted = np.where(
-                seen, FORGET * memory.accepted + (np.arange(len(seen)) <= count), memory.accepted
-            )
+        for row, new in list(zip(rows, tokens, strict=True))[:ROWS]:
+            found = best_candidates(candidates, row, new)
+            count = min(len(found.path), tree.levels - 1)
+            gains.append(self.shapes.gains(found, tree, memory.steady))
+            memory.accepted = FORGET * memory.accepted + count
+            memory.stopped = FORGET * memory.stopped + (count < tree.levels - 1)
         self._update(np.mean(gains, 0), tree)
         self._choose()
 
-    @property
-    def _skips(self) -> bool:
-        return self._settled > SETTLED and self._steps % SKIP > 0
-
     def took(self, seconds: float, tree: TreeConfig | None) -> None:
         """Learn how long a step took; None was one without a tree."""
-        if self._skips:
-            return
         if tree is None:
             parts = self.costs.plain(self._context)
         else:
@@ -141,35 +136,35 @@ class Chooser:
         self.memory.late[tree is None].append(seconds - parts)
 
     def _update(self, gains_SW: np.ndarray, tree: TreeConfig) -> None:
-        memory, shapes = self.memory, self.shapes
-        run = shapes.all_widths.searchsorted(tree.top_k)
-        gains_S = gains_SW[np.arange(len(shapes.trees)), shapes.width_numbers]
-        is_look = tree.top_k == shapes.limit.top_k
-        if is_look or memory.wider is None:
-            memory.wider = gains_S[:, None] / np.maximum(gains_SW, 1e-9)
-        # Wider than the draft was: as much more as it was when last seen.
-        gains_S = np.where(shapes.widths > tree.top_k, gains_SW[:, run] * memory.wider[:, run], gains_S)
-        memory.gains = gains_S if memory.gains is None else SMOOTH * memory.gains + (1 - SMOOTH) * gains_S
+        memory = self.memory
+        if memory.gains is not None:
+            # Wider than the draft was: as much more as it was when last seen.
+            run = self.shapes.all_widths.searchsorted(tree.top_k)
+            gains_SW[:, run + 1 :] += memory.gains[:, run + 1 :] - memory.gains[:, [run]]
+            gains_SW = SMOOTH * memory.gains + (1 - SMOOTH) * gains_SW
+        memory.gains = gains_SW
 
     def _choose(self) -> None:
         rates = self._rates()
         best = int(rates.argmax())
-        self._settled += 1
-        if rates[best] > MARGIN * rates[self._current]:
-            self._current, self._settled = best, 0
+        # Of trees that pay alike the widest, whose draft shows most; of these the one at hand.
+        alike = np.where(rates * MARGIN >= rates[best], self.shapes.widths, 0)
+        if alike[self._current] < alike.max():
+            self._current = int(np.where(alike == alike.max(), rates, 0).argmax())
         loses = bool(rates[best] * self._plain_seconds() < 1)
         self._doubts = self._doubts + 1 if loses else 0
         self._interval = min(2 * self._interval, LAST_PROBE) if loses and self.is_plain else FIRST_PROBE
         self.is_plain = self.memory.is_plain = loses and (self.is_plain or self._doubts >= PATIENCE)
-        if loses:
-            self._settled = 0
 
     def _rates(self) -> np.ndarray:
         """Return the expected tokens per second of every shape [S]."""
         shapes, memory = self.shapes, self.memory
         assert memory.gains is not None
-        seconds_S = self.costs.steps(self._context, shapes.nodes, shapes.depths, shapes.widths)
-        return (1 + memory.gains) / (seconds_S + _late(memory.late[False]))
+        if self._context // BLOCK != self._block:
+            self._block = self._context // BLOCK
+            self._seconds_S = self.costs.steps(self._context, shapes.nodes, shapes.depths, shapes.widths)
+        gains_S = memory.gains[np.arange(len(shapes.trees)), shapes.width_numbers]
+        return (1 + gains_S) / (self._seconds_S + _late(memory.late[False]))
 
     def _plain_seconds(self) -> float:
         late = self.memory.late
@@ -202,9 +197,9 @@ class Adaptation:
         limit = self._pair[1].tree
         if limit != self._limit:
             self._limit, self._shapes, self._costs = limit, Shapes(limit), {}
-            nothing = np.zeros(limit.depth + 2)
-            self._memory = Memory(nothing, nothing)
+            self._memory = Memory()
         rounded = 1 << (batch - 1).bit_length()
         if rounded not in self._costs:
             self._costs[rounded] = costs_of(*self._pair, rounded)
-        return Chooser(self._shapes, self._costs[rounded], self._memory)
+        # Nothing is measured for rows that a batch may have left one day: that would make its first call wait.
+        return Chooser(self._shapes, self._costs[rounded], self._memory, dict(self._costs))

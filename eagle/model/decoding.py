@@ -162,21 +162,21 @@ class Generation:
             acceptance, walked, tokens = walk(self.request, self.rows, self.running, tree, output.logits_BNV)
         with self.stats.stage("commit"):
             self._commit(acceptance, walked, tokens, output.features_BNF)
-        places = [self.running.index(row) for row in active]
-        active_accepted = [walked.accepted[place] for place in places]
+        active_accepted = [walked.accepted[self.running.index(row)] for row in active]
         step = self._emit(tokens, tree.size - 1, walked.accepted, tree)
-        self._learn(tree, places, active_accepted, time.perf_counter() - started)
+        self._learn(tokens, time.perf_counter() - started)
         self.stats.record_step(tree.size - 1, active_accepted, time.perf_counter() - started)
         return step
 
-    def _learn(self, tree: DraftTree, places: Sequence[int], accepted: Sequence[int], seconds: float) -> None:
-        """Tell the chooser what a draft promised and the target accepted, where no limit cut it short."""
-        if self.chooser is None or self.draft_state is None:
+    def _learn(self, tokens: Sequence[list[int]], seconds: float) -> None:
+        """Tell the chooser how long a step took, and what the rows that go on have emitted."""
+        state = self.draft_state
+        if self.chooser is None or state is None:
             return
-        state, room = self.draft_state, min(self.request.limit - self.rows.length(self.running[p]) for p in places)
         self.chooser.took(seconds, state.tree if state.candidates is not None else None)
-        if room >= tree.levels and state.candidates is not None:
-            self.chooser.record(state.tree, state.candidates, accepted, places)
+        places = [place for place, row in enumerate(self.running) if self.rows.finished[row] is None]
+        if places and state.candidates is not None:
+            self.chooser.record(state.tree, state.candidates, [tokens[place] for place in places], places)
         state.candidates = None
 
     def _commit(
@@ -251,9 +251,8 @@ class Generation:
     def _emit(
         self, tokens: Sequence[list[int]], drafted: int, accepted: Sequence[int], tree: DraftTree | None
     ) -> DecodeStep:
-        count = len(self.rows.new)
-        all_tokens: list[list[int]] = [[] for _ in range(count)]
-        all_accepted = [0] * count
+        all_tokens: list[list[int]] = [[] for _ in self.rows.new]
+        all_accepted = [0] * len(all_tokens)
         for row, new, n in zip(self.running, tokens, accepted, strict=True):
             all_tokens[row], all_accepted[row] = new, n
         self.stats.new_tokens += sum(map(len, tokens))
@@ -270,6 +269,8 @@ class Generation:
         if self.draft_state is not None:
             self.draft_state.keep_rows(keep)
         self.running = [self.running[i] for i in keep]
+        if self.chooser is not None:
+            self.chooser.shrink(len(keep))
 
     @property
     def is_done(self) -> bool:

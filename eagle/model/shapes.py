@@ -1,8 +1,9 @@
-"""All trees that may be chosen, and what a draft's candidates promise for each of them.
+"""All trees that may be chosen, and what the target's tokens say each of them would have gained.
 
 Shapes: M candidates, S shapes of trees, W widths, D depths.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,42 +12,51 @@ from eagle.model.configs import TreeConfig
 from eagle.model.tree import Candidates
 
 NODES = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 60)
-WIDTHS = (1, 2, 3, 4, 6, 8, 10)
+WIDTHS = (2, 6, 10)
 # Candidates that are looked at: the best of them.
 POOL = 64
-# The most that a level may hold of what the one before holds.
-STEADY = 0.95
 
 
 @dataclass(frozen=True)
 class Found:
-    """The best candidates of one row's draft, best score first.
+    """The best candidates of one row's draft, best score first, and what the target made of them.
 
     Attributes:
-        probabilities: cumulative, under the head [M].
         depths: 1 for the root's children [M].
         ranks: the largest rank among siblings on the path [M].
+        path: which of them the target's tokens were, from the root on [A].
     """
 
-    probabilities: np.ndarray
     depths: np.ndarray
     ranks: np.ndarray
+    path: np.ndarray
 
 
-def best_candidates(candidates: Candidates, row: int) -> Found:
-    """Return the best candidates of one row."""
-    scores_M = candidates.scores_BM[row].cpu().numpy()
-    parents_M = candidates.parents_BM[row].cpu().numpy()
-    width = candidates.width
-    numbers_M = np.arange(len(scores_M)) - width
-    depths_M = np.where(numbers_M < 0, 1, 2 + numbers_M // width**2)
-    ranks_M = np.where(numbers_M < 0, numbers_M + width, numbers_M % width)
-    for start in range(width, len(scores_M), width**2):
-        level = slice(start, start + width**2)
-        ranks_M[level] = np.maximum(ranks_M[level], ranks_M[parents_M[level]])
-    best = np.argsort(-scores_M, kind="stable")[:POOL]
-    # A NaN promises nothing; in the memory it would stay for ever.
-    return Found(np.nan_to_num(np.exp(scores_M[best])), depths_M[best], ranks_M[best])
+def best_candidates(candidates: Candidates, row: int, tokens: Sequence[int]) -> Found:
+    """Return the best candidates of one row.
+
+    Args:
+        tokens: what the row emitted, the first one below the root.
+    """
+    best = np.argsort(-candidates.scores_BM[row].cpu().numpy(), kind="stable")[:POOL]
+    parents_M, tokens_M = (all_BM[row].cpu().numpy()[best] for all_BM in (candidates.parents_BM, candidates.tokens_BM))
+    places, children = {-1: -1}, dict[tuple[int, int], int]()
+    depths, ranks, width = list[int](), list[int](), candidates.width
+    # A parent is never worse than its child, so it comes first.
+    for place, (node, parent, token) in enumerate(
+        zip(best.tolist(), parents_M.tolist(), tokens_M.tolist(), strict=True)
+    ):
+        above, own = places[parent], node if parent < 0 else (node - width) % width
+        depths.append(1 if parent < 0 else depths[above] + 1)
+        ranks.append(own if parent < 0 else max(own, ranks[above]))
+        places[node] = children[above, token] = place
+    path, place = [], -1
+    for token in tokens:
+        if (place, token) not in children:
+            break
+        place = children[place, token]
+        path.append(place)
+    return Found(np.array(depths), np.array(ranks), np.array(path, dtype=int))
 
 
 class Shapes:
@@ -75,35 +85,25 @@ class Shapes:
             np.array([getattr(tree, name) for tree in self.trees]) for name in ("total_token", "depth", "top_k")
         )
         self.width_numbers = self.all_widths.searchsorted(self.widths)
+        self._all_nodes, self._node_numbers = np.unique(self.nodes, return_inverse=True)
         self._depths_D1 = np.arange(limit.depth + 1)[:, None]
 
-    def gains(self, found: Found, run: TreeConfig, calibration: np.ndarray) -> np.ndarray:
-        """Return the expected accepted tokens of every shape with every width, [S, W].
+    def gains(self, found: Found, run: TreeConfig, steady: float) -> np.ndarray:
+        """Return the tokens that the target would have accepted of every shape with every width, [S, W].
 
-        Shapes deeper than the draft was are continued: each further level holds as much of the last one as that
-        holds of the one before.
+        A path that the draft's depth has cut short goes on as often as paths do, in shapes that are deeper. Wider than
+        the draft was is as wide as it was.
 
         Args:
             found: the best candidates of a draft.
             run: the tree that was drafted.
-            calibration: per depth, accepted over promised.
+            steady: how often a path goes on.
         """
-        values_M = found.probabilities * calibration[found.depths]
-        kept_WDM = (found.ranks < self.all_widths[:, None])[:, None] & (found.depths <= self._depths_D1 + 1)
-        # Kept values move up to their place among the kept; the others fall on place 0, which counts nothing.
-        places_WDM = kept_WDM * kept_WDM.cumsum(-1)
-        last = run.depth + 1
-        parts = (values_M, values_M * (found.depths == last), values_M * (found.depths == last - 1))
-        total, at_last, before = (self._sums(part, places_WDM) for part in parts)
-        before = before if last > 1 else np.ones_like(before)
-        ratio = np.clip(at_last / np.maximum(before, 1e-9), 0, STEADY)
-        further = np.maximum(0, self.depths - run.depth)[:, None]
-        return total + at_last * ratio * (1 - ratio**further) / (1 - ratio)
-
-    def _sums(self, values_M: np.ndarray, places_WDM: np.ndarray) -> np.ndarray:
-        """Return what the first `nodes - 1` kept candidates add up to, [S, W]."""
-        sums_WDM = np.zeros((*places_WDM.shape[:2], len(values_M) + 1))
-        np.put_along_axis(sums_WDM, places_WDM, np.broadcast_to(values_M, places_WDM.shape), -1)
-        sums_WDM[..., 0] = 0
-        sums_WDM = sums_WDM.cumsum(-1)
-        return sums_WDM[:, self.depths, np.minimum(self.nodes - 1, len(values_M))].T
+        widths_W = self.all_widths[self.all_widths <= run.top_k]
+        kept_WDM = (found.ranks < widths_W[:, None])[:, None] & (found.depths <= self._depths_D1[: run.depth + 1] + 1)
+        places_WDA = np.where(kept_WDM, kept_WDM.cumsum(-1), POOL)[..., found.path]
+        counts_WDN = (places_WDA[:, :, None] < self._all_nodes[:, None]).sum(-1)
+        gains_WS = counts_WDN[:, np.minimum(self.depths, run.depth), self._node_numbers].astype(float)
+        further = np.maximum(0, self.depths - run.depth)
+        gains_WS += (gains_WS == run.depth + 1) * steady * (1 - steady**further) / (1 - steady)
+        return gains_WS[np.minimum(np.arange(len(self.all_widths)), len(widths_W) - 1)].T
