@@ -13,13 +13,14 @@ Shapes: S shapes of trees, W widths.
 import statistics
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from eagle.model.configs import TreeConfig
-from eagle.model.costs import Costs, costs_of
+from eagle.model.costs import Costs, Recorded, costs_of
 from eagle.model.drafter import Drafter
+from eagle.model.prepared import prepared
 from eagle.model.shapes import Shapes, best_candidates
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import Candidates
@@ -104,8 +105,8 @@ class Chooser:
             self._waited = 0
         looks = self.is_plain or self._steps % LOOK == 0
         self._steps += 1
-        tree, limit = self.shapes.trees[self._current], self.shapes.limit
-        return replace(tree, depth=limit.depth, top_k=limit.top_k) if looks else tree
+        tree = self.shapes.trees[self._current]
+        return self.shapes.look(tree) if looks else tree
 
     def record(self, tree: TreeConfig, candidates: Candidates, accepted: Sequence[int], rows: Sequence[int]) -> None:
         """Learn from a step: what its draft promised to some of its rows, and what they accepted."""
@@ -186,10 +187,11 @@ class Adaptation:
     Args:
         target, drafter: the pair; `drafter.tree` limits the trees.
         taps: which features the drafter reads.
+        recorded: how work is made a graph of; with it there are few trees, because each costs one.
     """
 
-    def __init__(self, target: TargetModel, drafter: Drafter, taps: Taps) -> None:
-        self._pair = target, drafter, taps
+    def __init__(self, target: TargetModel, drafter: Drafter, taps: Taps, recorded: Recorded | None = None) -> None:
+        self._pair, self._recorded = (target, drafter, taps), recorded
         self._limit: TreeConfig | None = None
         self._costs: dict[int, Costs] = {}
 
@@ -201,10 +203,13 @@ class Adaptation:
     def _chooser(self, batch: int) -> Chooser:
         limit = self._pair[1].tree
         if limit != self._limit:
-            self._limit, self._shapes, self._costs = limit, Shapes(limit), {}
+            self._limit, self._costs = limit, {}
+            self._shapes = Shapes(limit, prepared(limit, self._costs_of(1)) if self._recorded is not None else None)
             nothing = np.zeros(limit.depth + 2)
             self._memory = Memory(nothing, nothing)
-        rounded = 1 << (batch - 1).bit_length()
-        if rounded not in self._costs:
-            self._costs[rounded] = costs_of(*self._pair, rounded)
-        return Chooser(self._shapes, self._costs[rounded], self._memory)
+        return Chooser(self._shapes, self._costs_of(1 << (batch - 1).bit_length()), self._memory)
+
+    def _costs_of(self, batch: int) -> Costs:
+        if batch not in self._costs:
+            self._costs[batch] = costs_of(*self._pair, batch, self._recorded)
+        return self._costs[batch]

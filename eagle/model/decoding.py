@@ -169,12 +169,13 @@ class Generation:
         self.stats.record_step(tree.size - 1, active_accepted, time.perf_counter() - started)
         return step
 
-    def _learn(self, tree: DraftTree, places: Sequence[int], accepted: Sequence[int], seconds: float) -> None:
+    def _learn(self, tree: DraftTree, places: Sequence[int], accepted: Sequence[int], seconds: float | None) -> None:
         """Tell the chooser what a draft promised and the target accepted, where no limit cut it short."""
         if self.chooser is None or self.draft_state is None:
             return
         state, room = self.draft_state, min(self.request.limit - self.rows.length(self.running[p]) for p in places)
-        self.chooser.took(seconds, state.tree if state.candidates is not None else None)
+        if seconds is not None:
+            self.chooser.took(seconds, state.tree if state.candidates is not None else None)
         if room >= tree.levels and state.candidates is not None:
             self.chooser.record(state.tree, state.candidates, accepted, places)
         state.candidates = None

@@ -3,6 +3,7 @@
 Shapes: M candidates, S shapes of trees, W widths, D depths.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,33 +50,46 @@ def best_candidates(candidates: Candidates, row: int) -> Found:
     return Found(np.nan_to_num(np.exp(scores_M[best])), depths_M[best], ranks_M[best])
 
 
+def all_trees(limit: TreeConfig) -> list[TreeConfig]:
+    """Return all trees that differ enough, within the limit."""
+    most, widest = limit.nodes, limit.top_k
+    return [
+        tree
+        for width in sorted({min(width, widest) for width in WIDTHS} | {widest})
+        for depth in range(limit.depth + 1)
+        for nodes in sorted({min(n, most) for n in NODES})
+        if depth + 2 <= (tree := replace(limit, total_token=nodes, depth=depth, top_k=width)).total_token
+        and tree.nodes == nodes
+    ]
+
+
 class Shapes:
-    """All trees that may be chosen within the limits.
+    """All trees that may be chosen within the limits, or a few that are prepared.
+
+    Args:
+        limit: the widest and deepest tree.
+        prepared: the trees, the largest last; None means all sizes within the limit.
 
     Attributes:
-        limit: the widest and deepest tree.
         trees: S of them.
         nodes, depths, widths: their sizes as arrays [S].
         all_widths, width_numbers: the widths that occur [W], and which of them each tree has [S].
     """
 
-    def __init__(self, limit: TreeConfig) -> None:
-        self.limit = limit
-        most, widest = limit.nodes, limit.top_k
-        self.all_widths = np.array(sorted({min(width, widest) for width in WIDTHS} | {widest}))
-        self.trees = [
-            tree
-            for width in self.all_widths.tolist()
-            for depth in range(limit.depth + 1)
-            for nodes in sorted({min(n, most) for n in NODES})
-            if depth + 2 <= (tree := replace(limit, total_token=nodes, depth=depth, top_k=width)).total_token
-            and tree.nodes == nodes
-        ]
+    def __init__(self, limit: TreeConfig, prepared: Sequence[TreeConfig] | None = None) -> None:
+        self.limit, self.is_prepared = limit, prepared is not None
+        self.trees = list(prepared) if prepared is not None else all_trees(limit)
+        self.all_widths = np.array(sorted({tree.top_k for tree in self.trees} | {limit.top_k}))
         self.nodes, self.depths, self.widths = (
             np.array([getattr(tree, name) for tree in self.trees]) for name in ("total_token", "depth", "top_k")
         )
         self.width_numbers = self.all_widths.searchsorted(self.widths)
         self._depths_D1 = np.arange(limit.depth + 1)[:, None]
+
+    def look(self, tree: TreeConfig) -> TreeConfig:
+        """Return what to draft instead of a tree now and then, to see what lies beyond it."""
+        wide = replace(tree, depth=self.limit.depth, top_k=self.limit.top_k)
+        return self.trees[-1] if self.is_prepared else wide
 
     def gains(self, found: Found, run: TreeConfig, calibration: np.ndarray) -> np.ndarray:
         """Return the expected accepted tokens of every shape with every width, [S, W].
