@@ -227,7 +227,7 @@ class DeviceStep:
 
     def read(self) -> Walked:
         """Copy the outcome to the host, the only wait of a step; candidates go to where a draft leaves them."""
-        outcome_BX, state = self.outcome_BX.cpu(), self.arena.draft_state
+        outcome_BX, state = self.outcome_BX.to("cpu", copy=True), self.arena.draft_state
         if state is not None:
             state.candidates = None
             if self.shape is not None and self._width:

@@ -14,7 +14,7 @@ RIGHT = (0.5, 0.75)
 
 
 def prepared(limit: TreeConfig, costs: Costs) -> list[TreeConfig]:
-    """Return at most three trees, small ones first and the limit last.
+    """Return at most three trees, the limit last.
 
     The others give most tokens per second of all trees within the limit, if of a head's guesses at one token the first
     is right with probability r, the second with r of what is left, and so on, for each r of `RIGHT`.
@@ -23,8 +23,8 @@ def prepared(limit: TreeConfig, costs: Costs) -> list[TreeConfig]:
     sizes = (np.array([getattr(tree, name) for tree in trees]) for name in ("total_token", "depth", "top_k"))
     seconds_S = costs.steps(costs.contexts[-1], *sizes)
     found = [max(range(len(trees)), key=lambda s: (1 + gain(trees[s], right)) / seconds_S[s]) for right in RIGHT]
-    best = [trees[number] for number in found]
-    return list(dict.fromkeys([*best, replace(limit, total_token=limit.nodes)]))
+    last = replace(limit, total_token=limit.nodes)
+    return [*dict.fromkeys(trees[number] for number in found if trees[number] != last), last]
 
 
 def gain(tree: TreeConfig, right: float) -> float:
