@@ -18,13 +18,11 @@ from test_rope import SWITCH, rotary_model
 from test_synthetic import synthetic_pair, synthetic_prompt
 
 from eagle.model import adaptive, costs
-from eagle.model import ea_model as ea_model_file
 from eagle.model.adaptive import Chooser, Memory
 from eagle.model.configs import TreeConfig, tree_config
 from eagle.model.costs import Costs
 from eagle.model.decoding import Generation, decode
 from eagle.model.draft_state import RING, Observed, merged
-from eagle.model.ea_model import EaModel
 from eagle.model.request import prepare
 from eagle.model.shapes import POOL, Found, Shapes, best_candidates
 from eagle.model.tree import Candidates
@@ -418,15 +416,6 @@ def test_a_proof_that_the_walk_s_answers_are_learnt_from(tmp_path):
     want = generate_ids(model.base_model, ids, mask, NEW)
     with answering(model.ea_layer, want[0].tolist()):
         assert torch.equal(model.eagenerate(ids, max_new_tokens=NEW), want)
-
-
-def test_graphs_and_changing_trees_exclude_each_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(ea_model_file, "TargetModel", lambda *_: pytest.fail("work has started"))
-    with pytest.raises(ValueError, match="a tree of one shape"):
-        ea_model(tmp_path, total_token=-1, cuda_graphs=True)
-    monkeypatch.setattr(ea_model_file, "load_base", lambda *_: pytest.fail("work has started"))
-    with pytest.raises(ValueError, match="a tree of one shape"):
-        EaModel.from_pretrained(None, "none", "none", -1, cuda_graphs=True)
 
 
 def test_candidates_that_a_shape_leaves_out_count_nothing():

@@ -73,8 +73,6 @@ def check(args: argparse.Namespace) -> None:
     at_least(0, args, "temperature")
     check_tree(args.total_token, args.depth, args.top_k)
     check_pair(args)
-    if args.cuda_graphs and -1 in args.total_token:
-        raise ValueError("--cuda-graphs needs trees of one shape: leave out --total-token -1")
     for name in ("methods", "total_token", "batch_sizes", "prompt_lengths"):
         values = getattr(args, name) or []
         if len(set(values)) < len(values):

@@ -13,13 +13,14 @@ Shapes: S shapes of trees, W widths.
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from eagle.model.configs import TreeConfig
-from eagle.model.costs import Costs, costs_of
+from eagle.model.costs import Costs, Recorded, costs_of
 from eagle.model.drafter import Drafter
+from eagle.model.prepared import prepared
 from eagle.model.shapes import Shapes, best_candidates
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import Candidates
@@ -101,9 +102,9 @@ class Chooser:
             if self._waited < self._interval:
                 return None
             self._waited = 0
-        tree, limit = self.shapes.trees[self._current], self.shapes.limit
+        tree = self.shapes.trees[self._current]
         # The very first draft goes to the limits, to see what is there.
-        return tree if self.memory.gains is not None else replace(tree, depth=limit.depth, top_k=limit.top_k)
+        return tree if self.memory.gains is not None else self.shapes.look(tree)
 
     def shrink(self, rows: int) -> None:
         """Go on with the costs of a batch of `rows`, or of the next larger one whose costs are known."""
@@ -181,10 +182,11 @@ class Adaptation:
     Args:
         target, drafter: the pair; `drafter.tree` limits the trees.
         taps: which features the drafter reads.
+        recorded: how work is made a graph of; with it there are few trees, because each costs one.
     """
 
-    def __init__(self, target: TargetModel, drafter: Drafter, taps: Taps) -> None:
-        self._pair = target, drafter, taps
+    def __init__(self, target: TargetModel, drafter: Drafter, taps: Taps, recorded: Recorded | None = None) -> None:
+        self._pair, self._recorded = (target, drafter, taps), recorded
         self._limit: TreeConfig | None = None
         self._costs: dict[int, Costs] = {}
 
@@ -196,10 +198,14 @@ class Adaptation:
     def _chooser(self, batch: int) -> Chooser:
         limit = self._pair[1].tree
         if limit != self._limit:
-            self._limit, self._shapes, self._costs = limit, Shapes(limit), {}
+            self._limit, self._costs = limit, {}
+            self._shapes = Shapes(limit, prepared(limit, self._costs_of(1)) if self._recorded is not None else None)
             self._memory = Memory()
-        rounded = 1 << (batch - 1).bit_length()
-        if rounded not in self._costs:
-            self._costs[rounded] = costs_of(*self._pair, rounded)
+        costs = self._costs_of(1 << (batch - 1).bit_length())
         # Nothing is measured for rows that a batch may have left one day: that would make its first call wait.
-        return Chooser(self._shapes, self._costs[rounded], self._memory, dict(self._costs))
+        return Chooser(self._shapes, costs, self._memory, dict(self._costs))
+
+    def _costs_of(self, batch: int) -> Costs:
+        if batch not in self._costs:
+            self._costs[batch] = costs_of(*self._pair, batch, self._recorded)
+        return self._costs[batch]

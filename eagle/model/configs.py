@@ -116,7 +116,6 @@ def tree_config(
     top_k: int,
     threshold: float,
     tree: str | Sequence[Sequence[int]] = "dynamic",
-    cuda_graphs: bool = False,
 ) -> TreeConfig:
     """Build a `TreeConfig` from `EaModel.from_pretrained`'s arguments; `tree` is "dynamic", "static" or paths.
 
@@ -124,8 +123,6 @@ def tree_config(
     """
     if isinstance(tree, str) and tree not in ("dynamic", "static"):
         raise ValueError(f"tree={tree!r} must be 'dynamic', 'static' or a list of root-to-node paths")
-    if cuda_graphs and total_token == -1 and tree == "dynamic":
-        raise ValueError("cuda_graphs=True needs a tree of one shape, total_token=-1 changes it step by step")
     total_token = 60 if total_token == -1 else total_token
     paths = mc_sim_7b_63 if tree == "static" else tree
     static = None if tree == "dynamic" else static_levels(paths)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
 """What the parts of a step cost on this machine: measured once per model, device and batch size, and kept on disk.
 
-The file lies under the user's cache directory (`$XDG_CACHE_HOME/eagle/costs`, `~/.cache/eagle/costs`) and is named
-after everything that decides about speed: both models' shapes, dtype, kernels, device, threads, versions.
+Where steps are replayed from graphs, so is what is measured. The file lies under the user's cache directory
+(`$XDG_CACHE_HOME/eagle/costs`, `~/.cache/eagle/costs`) and is named after everything that decides about speed: both
+models' shapes, dtype, kernels, device, threads, versions, graphs.
 """
 
 import hashlib
@@ -20,8 +21,11 @@ import torch
 import transformers
 
 import eagle
+from eagle.model.bucket_cache import BucketCache
 from eagle.model.configs import TreeConfig
+from eagle.model.draft_state import DraftState
 from eagle.model.drafter import Drafter
+from eagle.model.static_state import StaticDraftState
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import DraftTree, from_parents
 
@@ -34,6 +38,8 @@ CONTEXTS = (64, 1024)
 # not take more memory than the calls it is measured for. A slope needs contexts that are so many times apart.
 MOST_TOKENS, MOST_CACHED, APART = 512, 8192, 4
 ROUNDS, SECONDS = 3, 1.0
+# Work on tensors that stay where they are -> what replays it.
+Recorded = Callable[[Callable[[], None]], Callable[[], None]]
 
 
 @dataclass(frozen=True)
@@ -95,20 +101,24 @@ def _line(wanted: np.ndarray, sizes: tuple[int, ...], seconds: tuple[float, ...]
     return inside + np.maximum(0, wanted - sizes[-1]) * max(0.0, slope)
 
 
-def costs_of(target: TargetModel, drafter: Drafter, taps: Taps, batch: int) -> Costs:
-    """Return the costs for a batch, from disk where they were measured before."""
-    path = _folder() / f"{_key(target, drafter, batch)}.json"
+def costs_of(target: TargetModel, drafter: Drafter, taps: Taps, batch: int, recorded: Recorded | None = None) -> Costs:
+    """Return the costs for a batch, from disk where they were measured before; see `measure`."""
+    path = _folder() / f"{_key(target, drafter, batch, recorded is not None)}.json"
     known = _read(path)
     if known is None:
         logger.info("measuring the cost of drafting and verifying for %d row(s), once on this machine", batch)
-        known = measure(target, drafter, taps, batch)
+        known = measure(target, drafter, taps, batch, recorded)
         _write(path, known)
     return known
 
 
 @torch.no_grad()
-def measure(target: TargetModel, drafter: Drafter, taps: Taps, batch: int) -> Costs:
-    """Time forwards over trees and draft levels, in alternating rounds; the least disturbed one counts."""
+def measure(target: TargetModel, drafter: Drafter, taps: Taps, batch: int, recorded: Recorded | None = None) -> Costs:
+    """Time forwards over trees and draft levels, in alternating rounds; the least disturbed one counts.
+
+    Args:
+        recorded: makes graphs of them; None runs them as they are.
+    """
     most = drafter.tree.nodes
     contexts = _contexts(target, batch, 2 * most)
     nodes = tuple(size for size in NODES if size < most and size * batch <= MOST_TOKENS)
@@ -116,8 +126,8 @@ def measure(target: TargetModel, drafter: Drafter, taps: Taps, batch: int) -> Co
     widths = tuple(sorted({min(width, drafter.tree.top_k) for width in WIDTHS}))
     verify, first, level = [], [], []
     for context in contexts:
-        verify.append(_verify_seconds(target, taps, batch, context, nodes or (1,)))
-        drafts = _draft_seconds(target, drafter, taps, batch, context, widths)
+        verify.append(_verify_seconds(target, taps, batch, context, nodes or (1,), recorded))
+        drafts = _draft_seconds(target, drafter, taps, batch, context, widths, recorded)
         first.append(tuple(drafts[width, 0] for width in widths))
         level.append(tuple(max(0.0, drafts[width, 2] - drafts[width, 0]) / 2 for width in widths))
     return Costs(contexts, nodes or (1,), tuple(verify), widths, tuple(first), tuple(level))
@@ -135,48 +145,72 @@ def _contexts(target: TargetModel, batch: int, room: int) -> tuple[int, ...]:
 
 
 def _verify_seconds(
-    target: TargetModel, taps: Taps, batch: int, context: int, nodes: tuple[int, ...]
+    target: TargetModel, taps: Taps, batch: int, context: int, nodes: tuple[int, ...], recorded: Recorded | None
 ) -> tuple[float, ...]:
     # Keys and values of zeros cost what others cost: nothing is prefilled.
-    cache = target.new_cache(batch, context + max(nodes), [0] * batch)
+    new_cache = target.new_cache if recorded is None else target.new_bucket
+    cache = new_cache(batch, context + max(nodes), [0] * batch)
     cache.advance([context] * batch)
     trees = {size: _star(batch, size, target.device) for size in nodes}
 
     def run(size: int) -> Callable[[], None]:
         def verify() -> None:
             with target.lock:
-                target.verify(trees[size], cache, taps).logits_BNV[0, 0, 0].item()
+                target.verify(trees[size], cache, taps)
 
         return verify
 
-    best = _least({size: run(size) for size in nodes})
+    best = _least({size: run(size) for size in nodes}, target.device, recorded)
     return tuple(best[size] for size in nodes)
 
 
 def _draft_seconds(
-    target: TargetModel, drafter: Drafter, taps: Taps, batch: int, context: int, widths: tuple[int, ...]
+    target: TargetModel,
+    drafter: Drafter,
+    taps: Taps,
+    batch: int,
+    context: int,
+    widths: tuple[int, ...],
+    recorded: Recorded | None,
 ) -> dict[tuple[int, int], float]:
     state = drafter.start(batch, context + 2, [0] * batch)
     scratch = target.new_cache(batch, 2, [0] * batch)
     features_B1F = target.verify(_star(batch, 1, target.device), scratch, taps).features_BNF
     assert features_B1F is not None
     roots_B = torch.zeros(batch, dtype=torch.int64, device=target.device)
+    if recorded is not None:
+        state = _static_state(drafter, batch, context, features_B1F)
     state.cache.advance([context] * batch)
 
     def run(width: int, depth: int) -> Callable[[], None]:
         def draft() -> None:
-            state.cache.rewind(context, state.cache.capacity)
             state.tree = TreeConfig(total_token=2, depth=depth, top_k=width)
-            drafter.observe(state, features_B1F, roots_B[:, None], [1] * batch)
-            drafter.draft(state, roots_B).tokens_BN[0, 0].item()
+            if recorded is None:
+                state.cache.rewind(context, state.cache.capacity)
+                drafter.observe(state, features_B1F, roots_B[:, None], [1] * batch)
+            drafter.draft(state, roots_B)
 
         return draft
 
-    return _least({(width, depth): run(width, depth) for width in widths for depth in (0, 2)})
+    return _least({(w, d): run(w, d) for w in widths for d in (0, 2)}, target.device, recorded)
 
 
-def _least(runs: dict[Any, Callable[[], None]]) -> dict[Any, float]:
+def _static_state(drafter: Drafter, batch: int, context: int, features_B1F: torch.Tensor) -> DraftState:
+    """Return a state of which a draft reads as many entries as a step's, and keeps none."""
+    head, tree = drafter.head, drafter.tree
+    cache = BucketCache(
+        head.layers_count, batch, context + tree.levels + max(tree.scratch, 2 * tree.top_k), None, head.device
+    )
+    return StaticDraftState(
+        tree, cache, tree.levels, features_B1F.new_zeros(batch, tree.levels, features_B1F.shape[-1])
+    )
+
+
+def _least(runs: dict[Any, Callable[[], None]], device: torch.device, recorded: Recorded | None) -> dict[Any, float]:
     """Return the shortest time of every run over alternating rounds, after one that does not count."""
+    marker = torch.zeros((), device=device)
+    if recorded is not None:
+        runs = {name: recorded(run) for name, run in runs.items()}
     for run in runs.values():
         run()
     best = dict.fromkeys(runs, float("inf"))
@@ -185,6 +219,7 @@ def _least(runs: dict[Any, Callable[[], None]]) -> dict[Any, float]:
         for name, run in runs.items():
             started = time.perf_counter()
             run()
+            marker.item()  # waits until the device has done what was queued
             best[name] = min(best[name], time.perf_counter() - started)
         rounds += 1
     return best
@@ -202,7 +237,7 @@ def _folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eagle" / "costs"
 
 
-def _key(target: TargetModel, drafter: Drafter, batch: int) -> str:
+def _key(target: TargetModel, drafter: Drafter, batch: int, are_graphs: bool) -> str:
     device = target.device
     own = {"_name_or_path", "transformers_version", "architectures"}
     made_of = {
@@ -216,6 +251,7 @@ def _key(target: TargetModel, drafter: Drafter, batch: int) -> str:
         "head": {k: v for k, v in drafter.head.config.to_dict().items() if k not in own},
         "tree": asdict(replace(drafter.tree, threshold=1.0)),
         "batch": batch,
+        **({"graphs": True} if are_graphs else {}),
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:24]
 

@@ -168,12 +168,13 @@ class Generation:
         self.stats.record_step(tree.size - 1, active_accepted, time.perf_counter() - started)
         return step
 
-    def _learn(self, tokens: Sequence[list[int]], seconds: float) -> None:
-        """Tell the chooser how long a step took, and what the rows that go on have emitted."""
+    def _learn(self, tokens: Sequence[list[int]], seconds: float | None) -> None:
+        """Tell the chooser what the rows that go on have emitted, and how long a step took, if that is typical."""
         state = self.draft_state
         if self.chooser is None or state is None:
             return
-        self.chooser.took(seconds, state.tree if state.candidates is not None else None)
+        if seconds is not None:
+            self.chooser.took(seconds, state.tree if state.candidates is not None else None)
         places = [place for place, row in enumerate(self.running) if self.rows.finished[row] is None]
         if places and state.candidates is not None:
             self.chooser.record(state.tree, state.candidates, [tokens[place] for place in places], places)

@@ -2,7 +2,8 @@
 
 The head over the accepted tokens, drafting, verification, the walk and both commits run without the host learning
 anything. What differs from step to step lies in tensors at fixed addresses, so that the step may run as it is or be
-captured once and replayed. The host writes limits and noise before it and reads one tensor after it.
+captured once and replayed. The host writes limits and noise before it and reads one tensor after it. Steps of several
+trees may work on one arena, and in turn.
 
 Shapes: B rows, A path, L levels, V vocabulary, X packed outcome, F feature width.
 """
@@ -13,67 +14,18 @@ import torch
 
 from eagle.model.bucket_cache import BucketCache
 from eagle.model.configs import TreeConfig
-from eagle.model.draft_state import DraftState, at_rows
+from eagle.model.draft_state import RING, DraftState
 from eagle.model.drafter import Drafter
 from eagle.model.kv_cache import KVCache
 from eagle.model.sampling import Noise, Sampler, pick
+from eagle.model.static_state import StaticDraftState
 from eagle.model.target import Taps, TargetModel
-from eagle.model.tree import DraftTree, root_only
+from eagle.model.tree import Candidates, DraftTree, root_only
 from eagle.model.verify import Acceptance, Walked, accept, accept_picked
 
 
-class StaticDraftState(DraftState):
-    """A stream's drafting with entries of a fixed width A and their counts on the device.
-
-    Attributes:
-        entries: the features [B, A, F] and tokens [B, A] that the head is to read next.
-        counts_B: how many of the A entries are real; `counts` is the host's mirror.
-    """
-
-    def __init__(self, tree: TreeConfig, cache: BucketCache, features_BAF: torch.Tensor) -> None:
-        batch, width, _ = features_BAF.shape
-        tokens_BA = torch.zeros(batch, width, dtype=torch.int64, device=features_BAF.device)
-        super().__init__(tree, cache)
-        self.entries = torch.zeros_like(features_BAF), tokens_BA
-        self._counts = [0] * batch
-        self.bucket = cache
-        self.counts_B = torch.zeros_like(tokens_BA[:, 0])
-
-    @property
-    def observed(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """All A entries: those beyond the real ones are undecided and leave no trace."""
-        return self.entries
-
-    @property
-    def counts(self) -> list[int]:
-        """How many of them are real, as the host knows since the last step."""
-        return self._counts
-
-    def commit(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
-        """Keep what the head has read of the real entries; return what it made [B, D] of every row's last one."""
-        self.bucket.advance_on_device(self.counts_B)
-        return at_rows(hidden_BTD, (self.counts_B - 1).clamp(min=0).to(hidden_BTD.device))
-
-    def observe(self, features_BWF: torch.Tensor, tokens_BW: torch.Tensor) -> None:
-        """Write the first W entries."""
-        for static, new in zip(self.entries, (features_BWF, tokens_BW), strict=True):
-            static[:, : new.shape[1]].copy_(new)
-
-    def load(self, other: DraftState) -> None:
-        """Go on where another stream's drafting stands; between steps only."""
-        self.bucket.copy_from(other.cache)
-        self.observe(*other.observed)
-        self._counts = other.counts
-        self.counts_B.copy_(torch.tensor(self._counts))
-
-    def settle(self, counts: Sequence[int]) -> None:
-        """Tell the host that the head has read what was observed, and how much has been observed since."""
-        self.bucket.settle(self._counts)
-        self._counts = list(counts)
-
-
 def room(drafter: Drafter | None) -> int:
-    """Return the slots that a step needs beyond those in use when it begins.
+    """Return the slots that a step of the drafter's tree, or a smaller one, needs beyond those in use when it begins.
 
     Rows that have ended may lie a path ahead of what the host was told they keep.
     """
@@ -88,10 +40,11 @@ class Arena:
 
     Args:
         target: the base model.
-        drafter: grows trees; None decodes plainly.
+        drafter: grows trees, its own the largest; None decodes plainly.
         batch: rows.
         bucket: slots per row in both caches.
         captures: whether steps on it may be captured.
+        adapts: whether trees differ from step to step: features may wait, and drafts tell what they looked at.
         key: what the arena fits.
 
     Attributes:
@@ -110,9 +63,11 @@ class Arena:
         batch: int,
         bucket: int,
         captures: bool = True,
+        adapts: bool = False,
         key: Hashable = None,
     ) -> None:
         self.target, self.drafter, self.bucket, self.captures, self.key = target, drafter, bucket, captures, key
+        self.adapts = adapts
         self.levels = drafter.tree.levels if drafter is not None else 1
         self._room = room(drafter)
         self.cache = target.new_bucket(batch, bucket)
@@ -134,8 +89,9 @@ class Arena:
         if self.draft_state is None:
             head, features_BAF = self.drafter.head, draft_state.observed[0]
             own = BucketCache(head.layers_count, len(roots_B), self.bucket, None, head.device)
-            shape = (len(roots_B), self.levels, features_BAF.shape[-1])
-            self.draft_state = StaticDraftState(draft_state.tree, own, features_BAF.new_zeros(shape))
+            places = max(RING, self.levels) if self.adapts else self.levels
+            zeros_BTF = features_BAF.new_zeros(len(roots_B), places, features_BAF.shape[-1])
+            self.draft_state = StaticDraftState(draft_state.tree, own, self.levels, zeros_BTF)
         self.draft_state.load(draft_state)
 
     def prepare(self, deepest: Sequence[int], active: Sequence[bool]) -> None:
@@ -143,20 +99,25 @@ class Arena:
         self.deepest_B.copy_(torch.tensor(deepest))
         self.active_B.copy_(torch.tensor(active))
 
-    def draw(self, noise: Noise, positions: Sequence[int]) -> None:
-        """Write the noise of the next step, whose rows pick new tokens from these numbers on."""
+    def draw(self, noise: Noise, positions: Sequence[int], levels: int) -> None:
+        """Write the noise of the next step's levels, whose rows pick new tokens from these numbers on."""
         rows = range(len(positions))
-        for level in range(self.levels):
+        for level in range(levels):
             noise_BV = noise.at([position + level for position in positions], rows, noise.width)
             if self.noise_LBV is None:
                 self.noise_LBV = noise_BV.new_zeros(self.levels, *noise_BV.shape)
             self.noise_LBV[level].copy_(noise_BV)
 
-    def settle(self, counts: Sequence[int]) -> None:
-        """Tell the host what the last step has kept of every row."""
+    def make_ready(self, drafts: bool) -> None:
+        """Make place for the entries of a step that drafts or does not; between steps only."""
+        if self.drafter is not None and self.draft_state is not None:
+            self.draft_state.make_ready(self.drafter, drafts)
+
+    def settle(self, counts: Sequence[int], has_drafted: bool) -> None:
+        """Tell the host what the last step has kept of every row, and whether it began with a draft."""
         self.cache.settle(counts)
         if self.draft_state is not None:
-            self.draft_state.settle(counts)
+            self.draft_state.settle(counts, has_drafted)
 
     @property
     def moving(self) -> list[torch.Tensor]:
@@ -184,19 +145,21 @@ class DeviceStep:
         arena: what it works on.
         taps: which features the drafter reads.
         sampler: stateless; only its processors are used, the noise is the arena's.
+        shape: the tree to draft; None decodes one token plainly, and keeps the features if there is a drafter.
 
     Attributes:
-        key: equal for steps that do the same.
+        key: equal for steps of all shapes that are refused together.
         replay: does what a call does, from a captured graph; None before it is captured.
         unchecked: how many replays are still to be compared with a call.
     """
 
-    def __init__(self, arena: Arena, taps: Taps, sampler: Sampler, key: Hashable) -> None:
-        self.arena, self.taps, self.key = arena, taps, key
+    def __init__(self, arena: Arena, taps: Taps, sampler: Sampler, shape: TreeConfig | None, key: Hashable) -> None:
+        self.arena, self.taps, self.shape, self.key = arena, taps, shape, key
         self.samples = sampler.noise is not None
         self.sampler = Sampler(sampler.processors, None)
         self.replay: Callable[[], None] | None = None
         self.unchecked = 2
+        self._walk, self._width = 2 * self.levels + 1, 0
         self._outputs: list[torch.Tensor] = []
 
     def __call__(self) -> None:
@@ -205,20 +168,28 @@ class DeviceStep:
         tree = self._draft()
         output = arena.target.verify(tree, arena.cache, self.taps if arena.drafter is not None else None)
         acceptance = self._accept(tree, output.logits_BNV)
-        self._publish(acceptance, tree)
+        self._publish(acceptance, tree, arena.draft_state)
         # A row that has ended keeps nothing and stays where it is.
         counts_B = (acceptance.n_accepted_B + 1) * arena.active_B
         arena.cache.commit_on_device(acceptance.path_BA, counts_B)
         arena.roots_B.copy_(acceptance.next_token_B)
         if arena.draft_state is not None and output.features_BNF is not None:
             index_BAF = acceptance.path_BA[..., None].expand(-1, -1, output.features_BNF.shape[-1])
-            arena.draft_state.observe(output.features_BNF.gather(1, index_BAF), acceptance.tokens_BA)
-            arena.draft_state.counts_B.copy_(counts_B)
+            features_BAF = output.features_BNF.gather(1, index_BAF)
+            keep = arena.draft_state.append if self.shape is None else arena.draft_state.observe
+            keep(features_BAF, acceptance.tokens_BA, counts_B)
+
+    @property
+    def levels(self) -> int:
+        """Most nodes on one path, root included."""
+        return self.shape.levels if self.shape is not None else 1
 
     def _draft(self) -> DraftTree:
         arena = self.arena
-        if arena.drafter is None or arena.draft_state is None:
+        if self.shape is None:
             return root_only(arena.roots_B)
+        assert arena.drafter is not None and arena.draft_state is not None
+        arena.draft_state.tree = self.shape
         return arena.drafter.draft(arena.draft_state, arena.roots_B).limited(arena.deepest_B)
 
     def _accept(self, tree: DraftTree, logits_BNV: torch.Tensor) -> Acceptance:
@@ -230,30 +201,41 @@ class DeviceStep:
         noise_LBV = self.arena.noise_LBV if self.samples else None
         return pick(self.sampler.scores(logits_BV), None if noise_LBV is None else noise_LBV[level])
 
-    def _publish(self, acceptance: Acceptance, tree: DraftTree) -> None:
+    def _publish(self, acceptance: Acceptance, tree: DraftTree, state: DraftState | None) -> None:
         """Write the outcome where the host finds it after a replay too."""
         nodes = (tree.tokens_BN, tree.parents_BN, tree.depths_BN, tree.mask_BNN, tree.scores_BN)
-        fresh = [acceptance.packed(), *nodes]
+        outcome = [acceptance.packed()]
+        if self.arena.adapts and self.shape is not None:
+            assert state is not None and state.candidates is not None
+            self._width = state.candidates.width
+            outcome.append(state.candidates.packed())
+        fresh = [torch.cat(outcome, 1), *nodes]
         if not self._outputs:
-            self._levels, self._outputs = tree.levels, [tensor.clone() for tensor in fresh]
+            self._outputs = [tensor.clone() for tensor in fresh]
         for static, new in zip(self._outputs, fresh, strict=True):
             static.copy_(new)
 
     @property
     def outcome_BX(self) -> torch.Tensor:
-        """The last step's packed `Acceptance`, overwritten by the next."""
+        """The last step's packed `Acceptance` and `Candidates`, overwritten by the next."""
         return self._outputs[0]
 
     @property
     def effects(self) -> list[torch.Tensor]:
-        """What two runs from the same state must agree on: the outcome and every count and token it moves."""
-        return [self.outcome_BX, *(t for t in self.arena.moving if not t.is_floating_point())]
+        """What two runs from the same state must agree on: the walk and every count and token it moves."""
+        return [self.outcome_BX[:, : self._walk], *(t for t in self.arena.moving if not t.is_floating_point())]
 
     def read(self) -> Walked:
-        """Copy the outcome to the host, the only wait of a step."""
-        return Walked.unpacked(self.outcome_BX)
+        """Copy the outcome to the host, the only wait of a step; candidates go to where a draft leaves them."""
+        outcome_BX, state = self.outcome_BX.to("cpu", copy=True), self.arena.draft_state
+        if state is not None:
+            state.candidates = None
+            if self.shape is not None and self._width:
+                looked_BX = outcome_BX[:, self._walk :]
+                state.tree, state.candidates = self.shape, Candidates.unpacked(looked_BX, self._width)
+        return Walked.unpacked(outcome_BX[:, : self._walk])
 
     def tree(self) -> DraftTree:
         """Return a copy of the tree the last step has verified."""
         tokens_BN, parents_BN, depths_BN, mask_BNN, scores_BN = (tensor.clone() for tensor in self._outputs[1:])
-        return DraftTree(tokens_BN, parents_BN, depths_BN, mask_BNN, scores_BN, self._levels)
+        return DraftTree(tokens_BN, parents_BN, depths_BN, mask_BNN, scores_BN, self.levels)

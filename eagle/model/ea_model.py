@@ -86,7 +86,7 @@ class EaModel(Facade, nn.Module):
         unknown = sorted(set(hub) - set(HUB_KEYWORDS))
         if unknown:
             raise TypeError(f"unknown arguments {unknown}; beyond the signature: {sorted(HUB_KEYWORDS)}")
-        trees = tree_config(total_token, depth, top_k, threshold, tree, cuda_graphs)
+        trees = tree_config(total_token, depth, top_k, threshold, tree)
         self.target = TargetModel(base_model)
         base_model = self.target.model  # of a PEFT wrapper the causal LM inside, adapter in place
         if self.target.config.model_type not in TESTED:
@@ -127,7 +127,8 @@ class EaModel(Facade, nn.Module):
         self.training = base_model.training
         self._adaptation: Adaptation | None = None
         if total_token == -1 and trees.static is None:
-            self._adaptation = Adaptation(self.target, self.ea_layer, self._taps)
+            recorded = self.graphs.recorded if self.graphs is not None else None
+            self._adaptation = Adaptation(self.target, self.ea_layer, self._taps, recorded)
             with without_gradients():
                 self._adaptation.chooser(1)  # measures now rather than in the first call
 
@@ -158,7 +159,7 @@ class EaModel(Facade, nn.Module):
         """
         if base_model_path is None or ea_model_path is None:
             raise ValueError("from_pretrained needs base_model_path and ea_model_path")
-        tree_config(total_token, depth, top_k, threshold, tree, cuda_graphs)
+        tree_config(total_token, depth, top_k, threshold, tree)
         hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs and name != "revision"}
         read_config(str(ea_model_path), **hub)  # a missing head is found before minutes of loading
         base_model = load_base(str(base_model_path), kwargs)

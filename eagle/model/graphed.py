@@ -1,13 +1,15 @@
 """Decoding whose steps a graph can replay: the loop of `decoding` on an arena.
 
 The prompt runs in the caches every call uses; what it leaves is copied into an arena, and steps run there, in buckets
-that double when the longest row fills them. Rows that have ended stay in the batch, because a graph has one shape.
+that double when the longest row fills them. Rows that have ended stay in the batch, because a graph has one shape; a
+chooser has few to choose from, and a graph each.
 """
 
 import time
 
 from eagle.model.adaptive import Chooser
 from eagle.model.cache_pool import CachePool
+from eagle.model.configs import TreeConfig
 from eagle.model.decoding import Generation
 from eagle.model.device_step import Arena, DeviceStep
 from eagle.model.drafter import Drafter
@@ -33,10 +35,12 @@ class GraphedGeneration(Generation):
         request: Request,
         taps: Taps,
         prefix: Prefix | None = None,
+        chooser: Chooser | None = None,
     ) -> None:
         self.graphs = graphs
         self.arena: Arena | None = None
-        super().__init__(target, drafter, request, taps, prefix)
+        self._steps: dict[TreeConfig | None, DeviceStep] = {}
+        super().__init__(target, drafter, request, taps, prefix, chooser)
 
     @property
     def _capacity(self) -> int:
@@ -49,47 +53,60 @@ class GraphedGeneration(Generation):
             if self.drafter is not None and self.draft_state is not None:
                 self.drafter.catch_up(self.draft_state)
             # Noted before it is filled, so that it goes back even if that fails.
-            self.arena = self.graphs.take(self.target, self.drafter, len(self.running), max(self.cache.lengths))
+            batch, adapts = len(self.running), self.chooser is not None
+            self.arena = self.graphs.take(self.target, self.drafter, batch, max(self.cache.lengths), adapts)
             self.arena.load(self.cache, self.draft_state, self.roots_B)
             self._settle_in(self.arena)
         return step
 
-    def _settle_in(self, arena: Arena) -> DeviceStep:
+    def _settle_in(self, arena: Arena) -> None:
         self.arena, self.cache, self.draft_state, self.roots_B = arena, arena.cache, arena.draft_state, arena.roots_B
-        self._device_step = self.graphs.step(arena, self.taps, self.request.sampler)
-        return self._device_step
+        self._steps.clear()
 
     def step(self) -> DecodeStep:
         """Take one step on the device, read its outcome and emit what it says."""
         started = time.perf_counter()
         arena, device_step = self._prepared()
         active = [index for index, row in enumerate(self.running) if self.rows.finished[row] is None]
-        self.graphs.run(device_step)
+        is_usual = self.graphs.run(device_step)
         walked, before = device_step.read(), [len(new) for new in self.rows.new]
         push_all(self.rows, self.running, active, walked)
         tokens = [new[start:] for new, start in zip(self.rows.new, before, strict=True)]
-        arena.settle([len(new) for new in tokens])
+        arena.settle([len(new) for new in tokens], device_step.shape is not None)
         tree = device_step.tree()
         step = self._emit(tokens, tree.size - 1, walked.accepted, tree)
         accepted = [walked.accepted[index] for index in active]
+        self._learn(tokens, time.perf_counter() - started if is_usual else None)
         self.stats.record_step(tree.size - 1, accepted, time.perf_counter() - started)
         return step
 
     def _prepared(self) -> tuple[Arena, DeviceStep]:
         """Write limits and noise of the next step into an arena that holds it."""
-        arena, device_step, rows = self.arena, self._device_step, self.running
+        arena, rows = self.arena, self.running
         assert arena is not None
         if not arena.holds(max(arena.cache.lengths)):
             arena = self.graphs.grown(arena, max(arena.cache.lengths))
-            device_step = self._settle_in(arena)
-        active = [self.rows.finished[row] is None for row in rows]
-        arena.prepare([self._deepest(row) for row in rows], active)
+            self._settle_in(arena)
+        active, deepest = [self.rows.finished[row] is None for row in rows], [self._deepest(row) for row in rows]
+        shape = self._shape(arena, max(deepest))
+        if shape not in self._steps:
+            self._steps[shape] = self.graphs.step(arena, self.taps, self.request.sampler, shape)
+        device_step = self._steps[shape]
+        arena.make_ready(drafts=shape is not None)
+        arena.prepare(deepest, active)
         noise = self.request.sampler.noise
         if noise is not None:
             soonest = min(self.rows.emitted(row) for row, goes_on in zip(rows, active, strict=True) if goes_on)
             noise.forget_before(soonest - 1)
-            arena.draw(noise, [max(self.rows.emitted(row), soonest) for row in rows])
+            arena.draw(noise, [max(self.rows.emitted(row), soonest) for row in rows], device_step.levels)
         return arena, device_step
+
+    def _shape(self, arena: Arena, deepest: int) -> TreeConfig | None:
+        """Return the tree of the next step, of which nothing below `deepest` can be accepted."""
+        if self.chooser is None:
+            return arena.draft_state.tree if arena.draft_state is not None else None
+        # Every step looks at whole buckets, whatever they hold.
+        return self.chooser.next(arena.bucket) if deepest > 0 else None
 
     def close(self, is_whole: bool) -> None:
         """End the call: give the arena back, and leave copies of its caches where another call may want them."""
@@ -125,7 +142,7 @@ def begin(
     """Return the call's `Generation`, on graphs where there are some and the call's steps can be captured."""
     if graphs is None or not _can_be_captured(target, drafter, request) or graphs.refuses(drafter, request.sampler):
         return Generation(target, drafter, request, taps, prefix, chooser, pool)
-    return GraphedGeneration(graphs, target, drafter, request, taps, prefix)
+    return GraphedGeneration(graphs, target, drafter, request, taps, prefix, chooser)
 
 
 def _can_be_captured(target: TargetModel, drafter: Drafter | None, request: Request) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from eagle.model.configs import TreeConfig
 from eagle.model.device_step import Arena, DeviceStep, room
 from eagle.model.drafter import Drafter
 from eagle.model.sampling import Sampler
@@ -25,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_BUCKET = 512
 ALIGNMENT = 64  # slots; attention kernels want masks of even widths
-KEPT = 8  # arenas, and steps per arena
+KEPT = 8  # arenas
+STEPS = 16  # per arena: four trees times four settings of the sampler
 WARM_UPS = 2
 READS = (
     torch.ops.aten._local_scalar_dense,
@@ -118,15 +120,17 @@ class GraphPool:
     def __deepcopy__(self, memo: dict[int, Any]) -> "GraphPool":
         return GraphPool(self.backend, self.first_bucket)
 
-    def take(self, target: TargetModel, drafter: Drafter | None, batch: int, length: int) -> Arena:
+    def take(self, target: TargetModel, drafter: Drafter | None, batch: int, length: int, adapts: bool) -> Arena:
         """Lend an arena for rows of `length` slots; steps on it may be captured if no other is lent."""
         with self._lock:
             is_first, self._is_lent = not self._is_lent, True
-        return self._arena(target, drafter, batch, length, is_first)
+        return self._arena(target, drafter, batch, length, is_first, adapts)
 
     def grown(self, arena: Arena, length: int) -> Arena:
         """Return a larger arena that goes on where this one stands, and keep this one for another call."""
-        larger = self._arena(arena.target, arena.drafter, len(arena.roots_B), length, arena.captures)
+        arena.make_ready(drafts=True)
+        batch = len(arena.roots_B)
+        larger = self._arena(arena.target, arena.drafter, batch, length, arena.captures, arena.adapts)
         larger.load(arena.cache, arena.draft_state, arena.roots_B)
         self._keep(arena)
         return larger
@@ -137,15 +141,17 @@ class GraphPool:
         if arena.captures:
             self._is_lent = False
 
-    def _arena(self, target: TargetModel, drafter: Drafter | None, batch: int, length: int, captures: bool) -> Arena:
+    def _arena(
+        self, target: TargetModel, drafter: Drafter | None, batch: int, length: int, captures: bool, adapts: bool
+    ) -> Arena:
         bucket = self._bucket(length + room(drafter), target, drafter)
         modules = (target.model,) if drafter is None else (target.model, drafter)
-        key = (batch, bucket, drafter.tree if drafter is not None else None, fingerprint(*modules))
+        key = (batch, bucket, drafter.tree if drafter is not None else None, adapts, fingerprint(*modules))
         with self._lock:
             kept = self._kept.pop(key, None) if captures else None
         if kept is not None:
             return kept
-        return Arena(target, drafter, batch, bucket, captures, key)
+        return Arena(target, drafter, batch, bucket, captures, adapts, key)
 
     def _keep(self, arena: Arena) -> None:
         if not arena.captures:
@@ -165,12 +171,13 @@ class GraphPool:
         most = target.last_position + room(drafter)
         return min(bucket, max(slots, -(-most // ALIGNMENT) * ALIGNMENT))
 
-    def step(self, arena: Arena, taps: Taps, sampler: Sampler) -> DeviceStep:
-        """Return the step for these settings on an arena, with its graph if it has one."""
-        key = step_key(arena.drafter, sampler)
+    def step(self, arena: Arena, taps: Taps, sampler: Sampler, shape: TreeConfig | None) -> DeviceStep:
+        """Return the step with this tree for these settings on an arena, with its graph if it has one."""
+        kind = step_key(arena.drafter, sampler)
+        key = (shape, kind)
         if key not in arena.steps:
-            arena.steps[key] = DeviceStep(arena, taps, sampler, key)
-            while len(arena.steps) > KEPT:
+            arena.steps[key] = DeviceStep(arena, taps, sampler, shape, kind)
+            while len(arena.steps) > STEPS:
                 del arena.steps[next(iter(arena.steps))]
         return arena.steps[key]
 
@@ -178,15 +185,27 @@ class GraphPool:
         """Tell whether such a step has turned out to be no graph."""
         return step_key(drafter, sampler) in self._refused
 
-    def run(self, step: DeviceStep) -> None:
-        """Take a step, by replaying its graph where that can be trusted."""
-        if not step.arena.captures or step.key in self._refused:
+    def run(self, step: DeviceStep) -> bool:
+        """Take a step, by replaying its graph where that can be trusted; tell whether later ones will take as long."""
+        is_refused = step.key in self._refused
+        if is_refused or not step.arena.captures:
             step()
-        elif step.unchecked:
+            return is_refused
+        if step.unchecked:
             self._rehearsed(step)
-        else:
-            assert step.replay is not None
-            step.replay()
+            return False
+        assert step.replay is not None
+        step.replay()
+        return True
+
+    def recorded(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Return what replays work on tensors that stay, or the work itself where it cannot be captured."""
+        try:
+            with NoHostReads():
+                work()
+            return self.backend.capture(work, work)
+        except RuntimeError:
+            return work
 
     def _rehearsed(self, step: DeviceStep) -> None:
         """Take a step twice, as it is and by its graph, and keep what the graph did if both agree."""
@@ -229,7 +248,7 @@ class GraphPool:
 
 
 def step_key(drafter: Drafter | None, sampler: Sampler) -> Hashable:
-    """Return what steps on one arena differ in."""
+    """Return what steps are refused by: the largest tree and the sampler's settings."""
     return (drafter.tree if drafter is not None else None, sampler.settings)
 
 

@@ -59,34 +59,47 @@ def best_candidates(candidates: Candidates, row: int, tokens: Sequence[int]) -> 
     return Found(np.array(depths), np.array(ranks), np.array(path, dtype=int))
 
 
+def all_trees(limit: TreeConfig) -> list[TreeConfig]:
+    """Return all trees that differ enough, within the limit."""
+    most, widest = limit.nodes, limit.top_k
+    return [
+        tree
+        for width in sorted({min(width, widest) for width in WIDTHS} | {widest})
+        for depth in range(limit.depth + 1)
+        for nodes in sorted({min(n, most) for n in NODES})
+        if depth + 2 <= (tree := replace(limit, total_token=nodes, depth=depth, top_k=width)).total_token
+        and tree.nodes == nodes
+    ]
+
+
 class Shapes:
-    """All trees that may be chosen within the limits.
+    """All trees that may be chosen within the limits, or a few that are prepared.
+
+    Args:
+        limit: the widest and deepest tree.
+        prepared: the trees, the largest last; None means all sizes within the limit.
 
     Attributes:
-        limit: the widest and deepest tree.
         trees: S of them.
         nodes, depths, widths: their sizes as arrays [S].
         all_widths, width_numbers: the widths that occur [W], and which of them each tree has [S].
     """
 
-    def __init__(self, limit: TreeConfig) -> None:
-        self.limit = limit
-        most, widest = limit.nodes, limit.top_k
-        self.all_widths = np.array(sorted({min(width, widest) for width in WIDTHS} | {widest}))
-        self.trees = [
-            tree
-            for width in self.all_widths.tolist()
-            for depth in range(limit.depth + 1)
-            for nodes in sorted({min(n, most) for n in NODES})
-            if depth + 2 <= (tree := replace(limit, total_token=nodes, depth=depth, top_k=width)).total_token
-            and tree.nodes == nodes
-        ]
+    def __init__(self, limit: TreeConfig, prepared: Sequence[TreeConfig] | None = None) -> None:
+        self.limit, self.is_prepared = limit, prepared is not None
+        self.trees = list(prepared) if prepared is not None else all_trees(limit)
+        self.all_widths = np.array(sorted({tree.top_k for tree in self.trees} | {limit.top_k}))
         self.nodes, self.depths, self.widths = (
             np.array([getattr(tree, name) for tree in self.trees]) for name in ("total_token", "depth", "top_k")
         )
         self.width_numbers = self.all_widths.searchsorted(self.widths)
         self._all_nodes, self._node_numbers = np.unique(self.nodes, return_inverse=True)
         self._depths_D1 = np.arange(limit.depth + 1)[:, None]
+
+    def look(self, tree: TreeConfig) -> TreeConfig:
+        """Return what to draft instead of a tree at first, to see what lies beyond it."""
+        wide = replace(tree, depth=self.limit.depth, top_k=self.limit.top_k)
+        return self.trees[-1] if self.is_prepared else wide
 
     def gains(self, found: Found, run: TreeConfig, steady: float) -> np.ndarray:
         """Return the tokens that the target would have accepted of every shape with every width, [S, W].
