@@ -221,8 +221,7 @@ class Generation:
         if self.rows.finished[row] is not None:
             return 0
         length = self.rows.length(row)
-        # The deepest accepted node is followed by a bonus token, the last one the limit allows.
-        deepest = max(0, self.request.limit - length - 1)
+        deepest = max(0, self.request.limit - length - 1)  # the last token that the limit allows is a bonus
         switch = self.target.rope_switch
         if switch is not None:
             root = length - 1 - self.pads[row]
