@@ -276,7 +276,7 @@ def test_plain_decoding_is_probed_ever_more_rarely_and_left_when_drafting_pays()
             gaps.append(number - last)
             last = number
             subject.record(tree, flat(0.05, tree.top_k, tree.depth + 1), [emitted(0)], [0])
-    assert min(gaps[1:]) >= 16 and max(gaps) == 256 and gaps[1:] == sorted(gaps[1:])
+    assert min(gaps[1:]) >= 64 and max(gaps) == 256 and gaps[1:] == sorted(gaps[1:])
     assert learn(subject, 600, 0.95, 9).is_plain is False
 
 

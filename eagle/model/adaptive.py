@@ -28,7 +28,7 @@ from eagle.model.tree import Candidates
 # Rows of a batch whose candidates are looked at.
 ROWS = 4
 # Plain steps until the first probe, and at most.
-FIRST_PROBE, LAST_PROBE = 16, 256
+FIRST_PROBE, LAST_PROBE = 64, 256
 # How much of the past a step leaves, in how often paths go on and in gains; trees this much worse count as equal.
 FORGET, SMOOTH, MARGIN = 0.9, 0.75, 1.02
 # Steps on which drafting must promise less than plain decoding before it stops.
@@ -83,6 +83,7 @@ class Chooser:
     _doubts: int = field(default=0, init=False)
     _block: int = field(default=-1, init=False)
     _seconds_S: np.ndarray = field(init=False)
+    _plain_seconds: float = field(init=False)
 
     def __post_init__(self) -> None:
         shapes = self.shapes
@@ -129,12 +130,19 @@ class Chooser:
 
     def took(self, seconds: float, tree: TreeConfig | None) -> None:
         """Learn how long a step took; None was one without a tree."""
-        if tree is None:
-            parts = self.costs.plain(self._context)
-        else:
+        self._price()
+        parts = self._plain_seconds
+        if tree is not None:
             sizes = (np.array([size]) for size in (tree.nodes, tree.depth, tree.top_k))
             parts = float(self.costs.steps(self._context, *sizes)[0])
         self.memory.late[tree is None].append(seconds - parts)
+
+    def _price(self) -> None:
+        """Look up what steps cost by now."""
+        shapes, block = self.shapes, self._context // BLOCK
+        if block != self._block:
+            self._block, self._plain_seconds = block, self.costs.plain(self._context)
+            self._seconds_S = self.costs.steps(self._context, shapes.nodes, shapes.depths, shapes.widths)
 
     def _update(self, gains_SW: np.ndarray, tree: TreeConfig) -> None:
         memory = self.memory
@@ -152,7 +160,9 @@ class Chooser:
         alike = np.where(rates * MARGIN >= rates[best], self.shapes.widths, 0)
         if alike[self._current] < alike.max():
             self._current = int(np.where(alike == alike.max(), rates, 0).argmax())
-        loses = bool(rates[best] * self._plain_seconds() < 1)
+        late = self.memory.late
+        plain_seconds = self._plain_seconds + _late(late[True] or late[False])
+        loses = bool(rates[best] * plain_seconds < 1)
         self._doubts = self._doubts + 1 if loses else 0
         self._interval = min(2 * self._interval, LAST_PROBE) if loses and self.is_plain else FIRST_PROBE
         self.is_plain = self.memory.is_plain = loses and (self.is_plain or self._doubts >= PATIENCE)
@@ -161,15 +171,9 @@ class Chooser:
         """Return the expected tokens per second of every shape [S]."""
         shapes, memory = self.shapes, self.memory
         assert memory.gains is not None
-        if self._context // BLOCK != self._block:
-            self._block = self._context // BLOCK
-            self._seconds_S = self.costs.steps(self._context, shapes.nodes, shapes.depths, shapes.widths)
+        self._price()
         gains_S = memory.gains[np.arange(len(shapes.trees)), shapes.width_numbers]
         return (1 + gains_S) / (self._seconds_S + _late(memory.late[False]))
-
-    def _plain_seconds(self) -> float:
-        late = self.memory.late
-        return self.costs.plain(self._context) + (_late(late[True]) if late[True] else _late(late[False]))
 
 
 def _late(seconds: Sequence[float]) -> float:
