@@ -454,3 +454,15 @@ def test_the_command_says_what_it_wrote(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["nothing.jsonl", *arguments[1:], "--out", str(tmp_path / "other")])
     assert stopped.value.code == 2 and "error: nothing.jsonl does not exist" in capsys.readouterr().err
+
+
+def test_the_page_on_data_prints_what_it_says(tmp_path):
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```(\w+)\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for (language, code), (_, printed) in zip(blocks[::2], blocks[1::2], strict=True):
+        command = ["bash", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == printed
