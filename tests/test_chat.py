@@ -96,6 +96,14 @@ def test_fastchat_s_templates_are_marked_alike(name, family, end, pieces):
     assert [text.strip() for text in answers(tokenizer, sample)] == [(text + end).strip() for text in ANSWERS]
 
 
+def test_a_chat_template_without_bos_gets_none():
+    tokenizer = tokenizer_of(FAMILIES["llama-2"])
+    tokenizer.chat_template = FAMILIES["chatml"].template
+    (sample,) = conversation_samples(tokenizer, choose_template(tokenizer), turns(2))
+    assert sample.ids.tolist() == tokenizer.apply_chat_template(turns(2), return_dict=True)["input_ids"]
+    assert tokenizer("")["input_ids"] == [tokenizer.bos_token_id] != sample.ids[:1].tolist()
+
+
 def test_answers_before_the_first_question_are_dropped():
     tokenizer = tokenizer_of(FAMILIES["chatml"])
     greeting = {"role": "assistant", "content": "How can I help?"}

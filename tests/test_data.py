@@ -433,7 +433,8 @@ def test_a_killed_run_goes_on_to_the_same_folder_and_redoes_no_shard(tmp_path):
     data = prepare([source], CHATML, folder, target="base", max_length=40, shard_tokens=200)
     assert same(data, whole) and data.summary == whole.summary and whole.summary["skipped"] == 39
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in whole.folder.iterdir())
+    shards = [f"shard_{index:05d}.safetensors" for index in range(data.summary["shards"])]
+    assert sorted(path.name for path in folder.iterdir()) == ["data.json", *shards]
 
 
 def test_the_command_says_what_it_wrote(tmp_path, capsys):
