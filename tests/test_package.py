@@ -36,6 +36,7 @@ RANKS = {
     "diagnosis": 3.5,
     "ea_model": 4,
 }
+DATA_RANKS = {"chat": 0, "data_samples": 1, "data_sources": 1, "data_folder": 2, "data_batches": 2, "data": 5}
 EDGES = ("train", "evaluation", "application", "ge_data")
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -57,6 +58,15 @@ def test_model_files_import_only_from_lower_ranks(path):
     for module in imports(path):
         assert module.startswith("eagle.model."), f"{path.name} imports {module}"
         assert RANKS[module.rsplit(".", 1)[1]] < RANKS[path.stem], f"{path.name} imports {module}"
+
+
+@pytest.mark.parametrize("name", DATA_RANKS)
+def test_data_files_import_from_lower_ranks_and_of_the_model_only_what_loads_it(name):
+    for module in imports(ROOT / f"{name}.py"):
+        below = (
+            module.removeprefix("eagle.") in DATA_RANKS and DATA_RANKS[module.removeprefix("eagle.")] < DATA_RANKS[name]
+        )
+        assert below or (name, module) == ("data", "eagle.model.loading"), f"{name} imports {module}"
 
 
 @pytest.mark.parametrize("edge", EDGES)

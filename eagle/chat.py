@@ -1,0 +1,168 @@
+"""Conversations as text: a tokenizer's own chat template or one of FastChat's, and which characters are answers.
+
+A template is whatever renders messages, with or without the words that ask the assistant to speak. Where an answer
+begins and ends is found by rendering prefixes of the conversation, never by splitting at one model's marks.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jinja2 import TemplateError
+
+Message = dict[str, str]
+"""One turn: `role` (system, user, assistant, or what else a template knows) and `content`."""
+
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+class RowError(ValueError):
+    """One row cannot be used; the message is the reason, without its place."""
+
+
+class Template(Protocol):
+    """What renders a conversation.
+
+    Attributes:
+        name: how prepared data remembers it.
+        adds_bos: whether the tokenizer puts its BOS in front, where the template does not.
+    """
+
+    name: str
+    adds_bos: bool
+
+    def render(self, messages: Sequence[Message], *, asks: bool) -> str:
+        """Return the text; with `asks`, up to where the assistant is to speak.
+
+        Raises:
+            RowError: the template refuses these messages.
+        """
+        ...
+
+
+class TokenizerTemplate:
+    """The chat template that a tokenizer brings along."""
+
+    adds_bos = False  # apply_chat_template takes the template's word for it
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        source = tokenizer.get_chat_template()
+        self.marks_answers = GENERATION.search(source) is not None
+        self.name = f"chat template {hashlib.sha256(source.encode()).hexdigest()[:16]}"
+
+    def render(self, messages: Sequence[Message], *, asks: bool) -> str:
+        """Return `apply_chat_template`'s text."""
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
+        except TemplateError as refusal:
+            raise RowError(f"the chat template refuses it: {refusal}") from refusal
+
+
+class FastChatTemplate:
+    """A conversation template of FastChat's, by name.
+
+    Raises:
+        ImportError: fschat is not installed.
+        ValueError: FastChat has no template of that name.
+    """
+
+    adds_bos = True
+
+    def __init__(self, name: str) -> None:
+        try:
+            from fastchat.conversation import conv_templates, get_conv_template
+        except ImportError as missing:
+            raise ImportError("FastChat templates need fschat: pip install 'eagle-decoding[chat]'") from missing
+        if name not in conv_templates:
+            close = difflib.get_close_matches(name, conv_templates, n=3, cutoff=0.4)
+            raise ValueError(f"FastChat has no template {name!r}; its closest names are {', '.join(close) or 'none'}")
+        self.name, self._new = f"fastchat {name}", lambda: get_conv_template(name)
+
+    def render(self, messages: Sequence[Message], *, asks: bool) -> str:
+        """Return FastChat's prompt; user and assistant must alternate, after at most one system message."""
+        conversation = self._new()
+        turns = list(messages)
+        if turns and turns[0]["role"] == "system":
+            conversation.set_system_message(turns.pop(0)["content"])
+        for index, turn in enumerate(turns):
+            if turn["role"] != ("user", "assistant")[index % 2]:
+                raise RowError("FastChat templates need user and assistant in turn, the user first")
+            conversation.append_message(conversation.roles[index % 2], turn["content"])
+        if asks:
+            conversation.append_message(conversation.roles[1], None)
+        return conversation.get_prompt()
+
+
+def choose_template(tokenizer: Any, name: str | None = None) -> Template | None:
+    """Return FastChat's template `name`, without a name the tokenizer's own, None where it has none.
+
+    Raises:
+        ImportError: a name was given and fschat is not installed.
+        ValueError: FastChat has no template of that name.
+    """
+    if name is not None:
+        return FastChatTemplate(name)
+    return TokenizerTemplate(tokenizer) if tokenizer.chat_template else None
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A rendered conversation and its answers as ranges of characters [begin, end), ascending."""
+
+    text: str
+    answers: tuple[tuple[int, int], ...]
+
+
+def marked(template: Template, messages: Sequence[Message]) -> list[Marked]:
+    """Render a conversation so that every answer stands exactly where the model is asked for it.
+
+    That is one text for most templates, and it ends with the last answer. A template that renders earlier turns anew
+    (dropping their thoughts, say) gives one text for every answer it would change: what the model sees as it speaks.
+
+    Raises:
+        RowError: no answer, or the template refuses the messages or does not put answers after its own prompt.
+    """
+    messages = _from_the_user(messages)
+    places = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if not places:
+        raise RowError("no assistant turn after a user's")
+    texts: list[Marked] = []
+    for place in places:
+        text, begin = _answered(template, messages[: place + 1])
+        whole = bool(texts) and text.startswith(texts[-1].text)
+        known = texts.pop().answers if whole else ()
+        texts.append(Marked(text, (*known, (begin, len(text)))))
+    return texts
+
+
+def _from_the_user(messages: Sequence[Message]) -> list[Message]:
+    """Drop answers before the first question, as the reference does: nothing asked for them."""
+    first = next((index for index, message in enumerate(messages) if message["role"] == "user"), len(messages))
+    return [message for message in messages[:first] if message["role"] != "assistant"] + list(messages[first:])
+
+
+def _answered(template: Template, messages: Sequence[Message]) -> tuple[str, int]:
+    """Return the text up to and including the last message, an answer, and where that begins."""
+    *before, answer = messages
+    prompt, text = template.render(before, asks=True), template.render(messages, asks=False)
+    if not text.startswith(prompt):
+        raise RowError("the template's generation prompt is not how it begins an assistant's turn")
+    begin = len(prompt)
+    if prompt == template.render(before, asks=False):
+        # Nothing asks the assistant to speak, so a header may come first: all that another answer would share.
+        other = {**answer, "content": "y" if answer["content"].lstrip().startswith("x") else "x"}
+        shared = _shared(text, template.render([*before, other], asks=False))
+        begin = shared if text[begin:shared].strip() else begin  # a space is the answer's
+    if begin == len(text):
+        raise RowError("the template renders nothing for an assistant's turn")
+    return text, begin
+
+
+def _shared(text: str, other: str) -> int:
+    """Return how many characters two texts begin with alike."""
+    differing = (place for place, pair in enumerate(zip(text, other, strict=False)) if pair[0] != pair[1])
+    return next(differing, min(len(text), len(other)))
