@@ -350,7 +350,6 @@ def test_a_number_of_the_host_baked_into_a_graph_is_found_out_at_the_second_step
         return torch.full((1,), self.lengths[0], device=device)
 
     monkeypatch.setattr(BucketCache, "lengths_on", baked)
-    monkeypatch.setattr(BucketCache, "next_positions", baked)
     model.graphs.run, steps = counted(model.graphs.run)
     check_ids(model, ids, mask, drafts=False)
     assert one_refusal(caplog).endswith("its replay differs from the step itself")

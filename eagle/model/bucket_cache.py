@@ -58,10 +58,6 @@ class BucketCache(KVCache):
         """Return the left pads [B]."""
         return self.pads_B.to(device)
 
-    def next_positions(self, device: torch.device) -> torch.Tensor:
-        """Return the position [B] of the first undecided entry of every row."""
-        return (self.lengths_B - self.pads_B).to(device)
-
     def advance(self, counts: Sequence[int]) -> None:
         """Commit on host and device; between steps only."""
         super().advance(counts)

@@ -20,7 +20,7 @@ from eagle.model.draft_state import RING, DraftState, Observed
 from eagle.model.head import DraftHead
 from eagle.model.kv_cache import KVCache
 from eagle.model.packing import Packed, packed_forward
-from eagle.model.tree import Candidates, DraftTree, StaticLevel, best, root_only, select
+from eagle.model.tree import Candidates, DraftTree, StaticLevel, at_places, best, root_only, select
 
 
 class Drafter(nn.Module):
@@ -159,7 +159,7 @@ class Drafter(nn.Module):
         """Run S consecutive entries, each seeing those before it."""
         (batch, entries), device = tokens_BS.shape, hidden_BSD.device
         steps_S = torch.arange(entries, device=device)
-        positions_BS = (cache.next_positions(device)[:, None] + steps_S).clamp(min=0)
+        positions_BS = cache.positions_at(steps_S[None]).clamp(min=0)
         mask_BSC = None
         if entries > 1 or not cache.is_uniform or cache.has_pads:
             mask_BSC = cache.mask((steps_S <= steps_S[:, None]).expand(batch, -1, -1))
@@ -170,8 +170,7 @@ class Drafter(nn.Module):
 
     def _level_positions(self, cache: KVCache, levels: int, device: torch.device) -> torch.Tensor:
         """Return the position [L, B, 1] that the nodes of each level share."""
-        steps_L11 = torch.arange(levels, device=device)[:, None, None]
-        return (steps_L11 + cache.next_positions(device)[:, None]).clamp(min=0)
+        return cache.positions_at(torch.arange(levels, device=device)[None]).clamp(min=0).T[..., None]
 
     def _step(
         self,
@@ -222,9 +221,8 @@ class Drafter(nn.Module):
             if depth == tree.depth - 1:
                 break
             scores_BK, chosen_BK = best(all_scores[-1], width)
-            tokens_BK, parent_BK1 = all_tokens[-1].gather(1, chosen_BK), (chosen_BK // width)[..., None]
-            hidden_BKD = hidden_BKD.gather(1, parent_BK1.expand_as(hidden_BKD))
-            parent_BKC = mask_BKC.gather(1, parent_BK1.expand_as(mask_BKC))
+            tokens_BK, parent_BK = all_tokens[-1].gather(1, chosen_BK), chosen_BK // width
+            hidden_BKD, parent_BKC = at_places(hidden_BKD, parent_BK), at_places(mask_BKC, parent_BK)
             place_BK = chosen_BK + (width + depth * width**2)
         # Every expanded node is the parent of `width` candidates.
         parents = [torch.cat(expanded, 1).repeat_interleave(width, dim=1)] if expanded else []

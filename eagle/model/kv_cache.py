@@ -88,10 +88,11 @@ class KVCache(Cache):  # type: ignore[misc]
         """Return `pads` [B] as a tensor."""
         return torch.tensor(self.pads, device=device)
 
-    def next_positions(self, device: torch.device) -> torch.Tensor:
-        """Return the position [B] of the first undecided entry of every row."""
-        starts = [length - pad for length, pad in zip(self.lengths, self.pads, strict=True)]
-        return torch.tensor(starts, device=device)
+    def positions_at(self, steps_BN: torch.Tensor) -> torch.Tensor:
+        """Return the positions [B, N] of entries so many steps beyond each row's first undecided one; B may be 1."""
+        if self.is_uniform and not self.has_pads:
+            return (steps_BN + self.lengths[0]).expand(len(self.lengths), -1)
+        return steps_BN + (self.lengths_on(steps_BN.device) - self.pads_on(steps_BN.device))[:, None]
 
     def slots(self, entries: int, device: torch.device) -> torch.Tensor:
         """Return the slots [B, N] that `entries` new ones go to, made once per forward and device."""
@@ -176,11 +177,10 @@ class KVCache(Cache):  # type: ignore[misc]
 
     def committed(self, entries: int, device: torch.device) -> torch.Tensor:
         """Return what `entries` that see all committed slots but pads see, [B, N, slots before the new ones]."""
-        slots_C = torch.arange(self.visible(0), device=device)
         if self.is_uniform and not self.has_pads:
-            seen_BC = torch.ones_like(slots_C, dtype=torch.bool).expand(len(self.lengths), -1)
-        else:
-            seen_BC = (slots_C < self.lengths_on(device)[:, None]) & (slots_C >= self.pads_on(device)[:, None])
+            return torch.ones(len(self.lengths), entries, self.visible(0), dtype=torch.bool, device=device)
+        slots_C = torch.arange(self.visible(0), device=device)
+        seen_BC = (slots_C < self.lengths_on(device)[:, None]) & (slots_C >= self.pads_on(device)[:, None])
         return seen_BC[:, None].expand(-1, entries, -1)
 
     def mask(self, own_BNN: torch.Tensor, earlier_BNC: torch.Tensor | None = None) -> torch.Tensor:

@@ -176,7 +176,7 @@ class TargetModel:
         most = self.rope_switch.nodes if self.rope_switch is not None else None
         if most is not None and tree.size > most:
             raise ValueError(f"total_token={tree.size} must be at most {most} on {type(self.model).__name__}")
-        positions_BN = tree.depths_BN + cache.next_positions(tree.depths_BN.device)[:, None]
+        positions_BN = cache.positions_at(tree.depths_BN)
         mask: Any
         if tree.size == 1 and cache.is_uniform:
             # Plain decoding keeps the model's own mask and with it the fast attention kernel.
