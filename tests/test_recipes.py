@@ -1,7 +1,7 @@
 """The training losses and their gradients against a second implementation: `slow_recipes`, written from the papers.
 
-The library trains in fp32, as users do; the second implementation computes the same weights in fp64. A wrong rule
-moves some gradient by a hundredth of its size or more, fp32 by some 1e-6 here: the tolerance is ten times that.
+The library trains in fp32, as users do; the second implementation computes the same weights in fp64. Rounding moves a
+gradient here by up to 2e-6 of its parameter's largest: the tolerance is five times that.
 """
 
 import copy
