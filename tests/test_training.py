@@ -42,6 +42,14 @@ def test_an_unrolled_step_equals_what_decoding_computes_on_the_same_history(kind
             torch.testing.assert_close(out[0, 0], trained[depth][0, root + depth], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_an_entry_counts_where_the_target_s_own_choice_can_be_drafted_whatever_ties_with_it(dtype):
+    logits_BSV = torch.tensor([[[0.1, 0.7, 0.2], [0.3, 0.3, 0.1], [0.3, 0.1, 0.3]]], dtype=dtype)
+    wanted_BSW, reachable_BS = drafted_targets(logits_BSV, torch.tensor([1, 2]))
+    assert reachable_BS.tolist() == [[True, False, False]]
+    assert wanted_BSW.dtype == torch.float32 and wanted_BSW.sum(-1).allclose(torch.ones(1, 3))
+
+
 def test_eagle3_loss_counts_only_positions_whose_best_token_can_be_drafted():
     generator = torch.Generator().manual_seed(0)
     logits, target = torch.randn(2, 5, 4, generator=generator), torch.randn(2, 5, 9, generator=generator)

@@ -37,8 +37,8 @@ def drafted_targets(target_logits_BSV: torch.Tensor, drafted_W: torch.Tensor) ->
         target_logits_BSV: the target's logits.
         drafted_W: target ids of the draft vocabulary.
     """
-    logits_BSW = target_logits_BSV[..., drafted_W].float()
-    return logits_BSW.softmax(-1), target_logits_BSV.amax(-1) == logits_BSW.amax(-1)
+    wanted_BSW = target_logits_BSV[..., drafted_W].float().softmax(-1)
+    return wanted_BSW, torch.isin(target_logits_BSV.argmax(-1), drafted_W)
 
 
 def eagle3_loss(logits_BSW: torch.Tensor, wanted_BSW: torch.Tensor, keep_BS: torch.Tensor) -> torch.Tensor:
