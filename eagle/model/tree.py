@@ -102,7 +102,7 @@ def best(scores_BM: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tenso
 
 def at_places(values_BNX: torch.Tensor, places_BK: torch.Tensor) -> torch.Tensor:
     """Return entry `places_BK[b, k]` of every row b, [B, K, X]."""
-    if len(values_BNX) == 1:  # a third of the time, and most calls have one row
+    if len(values_BNX) == 1:  # most calls; `index_select` takes a third of the time
         return values_BNX.index_select(1, places_BK[0])
     return values_BNX.gather(1, places_BK[..., None].expand(-1, -1, values_BNX.shape[-1]))
 
