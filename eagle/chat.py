@@ -126,7 +126,7 @@ def marked(template: Template, messages: Sequence[Message]) -> list[Marked]:
     Raises:
         RowError: no answer, or the template refuses the messages or does not put answers after its own prompt.
     """
-    messages = _from_the_user(messages)
+    messages = from_the_user(messages)
     places = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if not places:
         raise RowError("no assistant turn after a user's")
@@ -139,7 +139,7 @@ def marked(template: Template, messages: Sequence[Message]) -> list[Marked]:
     return texts
 
 
-def _from_the_user(messages: Sequence[Message]) -> list[Message]:
+def from_the_user(messages: Sequence[Message]) -> list[Message]:
     """Drop answers before the first question, as the reference does: nothing asked for them."""
     first = next((index for index, message in enumerate(messages) if message["role"] == "user"), len(messages))
     return [message for message in messages[:first] if message["role"] != "assistant"] + list(messages[first:])

@@ -1,41 +1,44 @@
 """Training data: conversations and documents in, token ids with a loss mask out, in a folder.
 
-    python -m eagle.data SOURCE... --tokenizer BASE --out FOLDER
+    python -m eagle.data SOURCE... --tokenizer BASE --out FOLDER [--regenerate]
 
-A source is a .json, .jsonl, .txt or .parquet file, a folder of them, or a name of `datasets`. Interrupted, by any
-signal, the same command goes on after the last whole shard and writes what it would have written at once.
+A source is a .json, .jsonl, .txt or .parquet file, a folder of them, or a name of `datasets`. With `--regenerate` the
+target writes the answers itself. Interrupted, by any signal, the same command goes on after the last whole shard and
+writes what it would have written at once.
 """
 
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from eagle.chat import RowError, Template, choose_template
+from eagle.chat import Template, choose_template
 from eagle.data_batches import Batch, Batches, Bucketed, Packed
-from eagle.data_folder import (
-    SUMMARY,
-    Counts,
-    Prepared,
-    check_settings,
-    load,
-    read_summary,
-    shard_path,
-    unfinished_run,
-    vocabulary_hash,
-    write_shard,
-    write_summary,
-)
-from eagle.data_samples import Sample, conversation_samples, document_sample, pieces, token_counts, truncated
-from eagle.data_sources import Document, Raw, files_of, read
+from eagle.data_folder import SUMMARY, Counts, Prepared, Writer, check_settings, load, read_summary, vocabulary_hash
+from eagle.data_maker import Maker
+from eagle.data_regenerate import DTYPES, Author, Regeneration
+from eagle.data_samples import Sample, token_counts
+from eagle.data_sources import Raw, files_of, read
 from eagle.model.loading import load_tokenizer
 
-__all__ = ["Batch", "Batches", "Bucketed", "Packed", "Prepared", "Sample", "load", "main", "prepare", "token_counts"]
+__all__ = [
+    "Batch",
+    "Batches",
+    "Bucketed",
+    "Packed",
+    "Prepared",
+    "Regeneration",
+    "Sample",
+    "load",
+    "main",
+    "prepare",
+    "token_counts",
+]
 
 SHARD_TOKENS = 1 << 22  # 20 MB; an interrupted run loses at most one shard
 logger = logging.getLogger(__name__)
@@ -53,6 +56,7 @@ def prepare(
     strict: bool = False,
     by_paragraph: bool = False,
     shard_tokens: int = SHARD_TOKENS,
+    regeneration: Regeneration | None = None,
 ) -> Prepared:
     """Tokenise sources into a folder, or finish what an interrupted call began there.
 
@@ -60,57 +64,66 @@ def prepare(
         sources: paths, or names of `datasets`.
         tokenizer: the target's.
         folder: where the data goes.
-        target: the target's folder or Hub id, to be remembered.
+        target: the target's folder or Hub id, to be remembered, and to be loaded where it is to answer.
         template: a FastChat template for the conversations; by default the tokenizer's chat template.
         max_length: conversations are cut to this many tokens, documents into pieces of as many.
         limit: rows to read.
         strict: raise at the first row that cannot be used; by default such rows are counted and skipped.
         by_paragraph: documents of text files end at blank lines, not at the file's end.
-        shard_tokens: tokens from which on a shard is written.
+        shard_tokens: tokens from which on a shard is written; with `regeneration` its `shard_rows` count instead.
+        regeneration: how the target is to write the answers itself; by default they stay as they are.
 
     Raises:
-        FileNotFoundError, ImportError: see `eagle.data_sources.read` and `eagle.chat.choose_template`.
+        FileNotFoundError, ImportError: see `eagle.data_sources.read`, `eagle.chat.choose_template` and
+            `eagle.data_regenerate.Author`.
         ValueError: sources without a usable row, a bad row with `strict`, conversations without a template, a folder
-            made with other settings, or a length below its least value.
+            made with other settings, a length below its least value, or a target that cannot answer.
     """
-    for name, value, least in (("max_length", max_length, 2), ("limit", limit, 1)):
-        if value is not None and value < least:
-            raise ValueError(f"{name}={value} must be at least {least}")
     chosen = choose_template(tokenizer, template)
-    settings = {
-        "target": target,
-        "template": chosen.name if chosen else None,
-        "vocabulary": max(tokenizer.get_vocab().values()) + 1,
-        "vocabulary_hash": vocabulary_hash(tokenizer),
-        "max_length": max_length,
-        "limit": limit,
-        "by_paragraph": by_paragraph,
-        "sources": [described for source in sources for described in _described(source)],
-    }
+    asked = {"max_length": max_length, "limit": limit, "by_paragraph": by_paragraph}
+    settings = _settings(sources, tokenizer, target, chosen, asked, regeneration)
     if (folder / SUMMARY).exists():
         check_settings(folder, read_summary(folder), settings)
         logger.info("%s is already there", folder)
         return Prepared(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    shards, counts = unfinished_run(folder, settings)
-    if shards:
-        logger.info("continuing after %d shards, %d rows", shards, counts.rows)
+    writer = Writer(folder, settings)
+    if strict and writer.counts.skipped:
+        raise ValueError(writer.counts.skips)
+    author = Author(target, regeneration, tokenizer, chosen, max_length) if regeneration and chosen else None
+    maker = Maker(tokenizer, chosen, author, max_length, strict)
+    together, least = (regeneration.shard_rows, 0) if regeneration else (1, shard_tokens)
     rows = islice(chain.from_iterable(read(source, by_paragraph=by_paragraph) for source in sources), limit)
-    bar = tqdm(islice(rows, counts.rows, None), initial=counts.rows, total=limit, unit=" rows", mininterval=1)
-    held, written = list[Sample](), counts.tokens
-    for sample in _samples(bar, tokenizer, chosen, counts, max_length, strict):
-        if sample is not None:
-            held.append(sample)
-        elif counts.tokens - written >= shard_tokens:
-            write_shard(shard_path(folder, shards), held, settings, counts)
-            held, written, shards = [], counts.tokens, shards + 1
-    if held:
-        write_shard(shard_path(folder, shards), held, settings, counts)
-        shards += 1
-    if not counts.samples:
-        raise ValueError(f"no usable row in {', '.join(sources)}: {counts.skips}")
-    write_summary(folder, settings, counts, shards)
+    for group in _groups(rows, writer, together, limit):
+        maker.add(group, writer)
+        if writer.held_tokens >= least:
+            writer.write()
+    if not writer.counts.samples:
+        raise ValueError(f"no usable row in {', '.join(sources)}: {writer.counts.skips}")
+    writer.finish()
     return Prepared(folder)
+
+
+def _settings(
+    sources: Sequence[str],
+    tokenizer: Any,
+    target: str,
+    template: Template | None,
+    asked: dict[str, Any],
+    regeneration: Regeneration | None,
+) -> dict[str, Any]:
+    """Check the lengths asked for and return all that decides what a folder holds."""
+    for name, least in (("max_length", 2), ("limit", 1)):
+        if asked[name] is not None and asked[name] < least:
+            raise ValueError(f"{name}={asked[name]} must be at least {least}")
+    return {
+        "target": target,
+        "template": template.name if template else None,
+        "vocabulary": max(tokenizer.get_vocab().values()) + 1,
+        "vocabulary_hash": vocabulary_hash(tokenizer),
+        **asked,
+        "regeneration": regeneration.identity if regeneration else None,
+        "sources": [described for source in sources for described in _described(source)],
+    }
 
 
 def _described(source: str) -> list[dict[str, Any]]:
@@ -121,53 +134,16 @@ def _described(source: str) -> list[dict[str, Any]]:
     return [{"name": str(f), "bytes": f.stat().st_size, "modified_ns": f.stat().st_mtime_ns} for f in files]
 
 
-def _samples(
-    rows: Iterator[Raw],
-    tokenizer: Any,
-    template: Template | None,
-    counts: Counts,
-    max_length: int | None,
-    strict: bool,
-) -> Iterator[Sample | None]:
-    """Yield the samples of each row and count them; None after a row, where a shard may end."""
-    if strict and counts.skipped:
-        raise ValueError(counts.skips)
-    for raw in rows:
-        counts.rows += 1
-        try:
-            made = _of_row(raw, tokenizer, template)
-            cut = made if max_length is None else _cut(made, max_length)
-        except RowError as reason:
-            if strict:
-                raise ValueError(f"{raw.where}: {reason}") from reason
-            counts.skip(raw.where, reason)
-            continue
-        counts.truncated += sum(map(len, cut)) < sum(map(len, made))
-        for sample in cut:
-            counts.add(sample)
-            yield sample
-        yield None
-
-
-def _of_row(raw: Raw, tokenizer: Any, template: Template | None) -> list[Sample]:
-    row = raw.parsed()
-    if isinstance(row, Document):
-        return [document_sample(tokenizer, row.text)]
-    if template is None:
-        raise ValueError(
-            f"{raw.where} is a conversation and the tokenizer has no chat template: "
-            "name one of FastChat's, as vicuna_v1.1 or llama-2, with --template"
-        )
-    return conversation_samples(tokenizer, template, row.messages)
-
-
-def _cut(samples: list[Sample], length: int) -> list[Sample]:
-    """Cut conversations to a length; documents, where every token counts, into pieces."""
-    return [
-        part
-        for sample in samples
-        for part in (pieces(sample, length) if sample.mask.all() else [truncated(sample, length)])
-    ]
+def _groups(rows: Iterable[Raw], writer: Writer, size: int, total: int | None) -> Iterator[list[Raw]]:
+    """Yield the rows that no shard has yet, so many at a time, and show the progress."""
+    done = writer.counts.rows
+    if done:
+        logger.info("continuing after %d shards, %d rows", writer.shards, done)
+    rest = islice(rows, done, None)
+    with tqdm(initial=done, total=total, unit=" rows", mininterval=1) as bar:
+        while group := list(islice(rest, size)):
+            yield group
+            bar.update(len(group))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -181,7 +157,24 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="rows to read")
     parser.add_argument("--by-paragraph", action="store_true", help="text files: a document ends at a blank line")
     parser.add_argument("--strict", action="store_true", help="stop at the first row that cannot be used")
+    answers = parser.add_argument_group("answers by the target")
+    answers.add_argument("--regenerate", action="store_true", help="the target writes all answers itself")
+    answers.add_argument("--ea-model-path", help="a head of the target: the same answers in less time")
+    answers.add_argument("--temperature", type=float, help="of the answers; default: 0, greedy")
+    answers.add_argument("--max-new-tokens", type=int, help="most tokens of an answer; default: 512")
+    answers.add_argument("--batch-size", type=int, help="answers that are written side by side; default: 8")
+    answers.add_argument("--seed", type=int, help="of sampling; default: 0")
+    answers.add_argument("--dtype", choices=DTYPES, help="of the target; default: auto, the one it was saved in")
     return parser
+
+
+def _regeneration(args: argparse.Namespace) -> Regeneration | None:
+    names = ("ea_model_path", "temperature", "max_new_tokens", "batch_size", "seed", "dtype")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if given and not args.regenerate:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(f"{flags}: of use with --regenerate alone")
+    return Regeneration(**given) if args.regenerate else None
 
 
 def report(data: Prepared) -> str:
@@ -194,6 +187,9 @@ def report(data: Prepared) -> str:
     ]
     if made["template"]:
         lines.append(f"template: {made['template']}")
+    if made.get("regeneration"):
+        how = ", ".join(f"{name}={value}" for name, value in made["regeneration"].items())
+        lines.append(f"answers by {made['target']}: {how}")
     if counts.truncated:
         lines.append(f"{counts.truncated:,} rows cut to {made['max_length']} tokens")
     if counts.skipped:
@@ -206,11 +202,14 @@ def main(argv: list[str] | None = None) -> int:
     command = parser()
     args = command.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = {name: getattr(args, name) for name in ("template", "max_length", "limit", "strict", "by_paragraph")}
+    options: dict[str, Any] = {
+        name: getattr(args, name) for name in ("template", "max_length", "limit", "strict", "by_paragraph")
+    }
     try:
+        options["regeneration"] = _regeneration(args)
         tokenizer = load_tokenizer(args.tokenizer)
         data = prepare(args.sources, tokenizer, args.out, target=args.tokenizer, **options)
-    except (ValueError, OSError, ImportError) as refusal:
+    except (ValueError, NotImplementedError, OSError, ImportError) as refusal:
         command.error(str(refusal).partition("\n")[0])
     sys.stdout.write(report(data))
     return 0

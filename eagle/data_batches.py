@@ -23,7 +23,9 @@ OPEN = 32  # rows that are filled at the same time
 class Samples(Protocol):
     """What batches are made of: a prepared folder, or anything like it."""
 
-    lengths_N: NDArray[np.int64]
+    @property
+    def lengths_N(self) -> NDArray[np.int64]:
+        """Tokens of every sample."""
 
     def __getitem__(self, index: int, /) -> Sample: ...
 
@@ -50,7 +52,8 @@ def gathered(rows: Sequence[Sequence[Sample]], length: int | None = None, pad: i
 
     A token at the start of a sample has nothing of its own to be predicted from: its mask is False.
     """
-    width = length if length is not None else max(sum(map(len, row)) for row in rows)
+    # Rows without samples fill batches; a model is not called without tokens.
+    width = length if length is not None else max(2, *(sum(map(len, row)) for row in rows))
     ids_BS = np.full((len(rows), width), pad, dtype=np.int64)
     mask_BS = np.zeros_like(ids_BS, dtype=bool)
     segments_BS, positions_BS = np.zeros_like(ids_BS), np.zeros_like(ids_BS)
@@ -102,13 +105,20 @@ class Batches(ABC):
         """Steps of an epoch."""
         return -(-self.rows // self.batch)
 
-    def at(self, step: int) -> Batch:
-        """Return the batch of a step, counted from 0 over all epochs."""
+    def rows_at(self, step: int) -> list[list[int]]:
+        """Return the samples in every row of a step's batch; steps are counted from 0 over all epochs."""
         epoch, place = divmod(step, self.per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = epoch, self.plan(epoch)
-        rows = self._epoch[1][place]
+        return self._epoch[1][place]
+
+    def laid(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """Lay samples into rows; a row without any is all pads."""
         return gathered([[self.samples[index] for index in row] for row in rows], self.length, self.pad)
+
+    def at(self, step: int) -> Batch:
+        """Return the batch of a step."""
+        return self.laid(self.rows_at(step))
 
     def between(self, first: int, end: int) -> Iterator[Batch]:
         """Yield the batches of the steps `first`, …, `end - 1`."""

@@ -9,19 +9,18 @@ run say themselves where to go on. Files appear whole or not at all.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from eagle.chat import RowError
 from eagle.data_samples import Sample
+from eagle.data_shards import Texts, read_document, shard_path
 
 FORMAT = 1
 SHOWN = 5
@@ -67,11 +66,6 @@ def vocabulary_hash(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
 
 
-def shard_path(folder: Path, index: int) -> Path:
-    """Return the file of a shard."""
-    return folder / f"shard_{index:05d}.safetensors"
-
-
 def write_shard(path: Path, samples: Sequence[Sample], settings: dict[str, Any], counts: Counts) -> None:
     """Write samples, and the counts up to their end."""
     tensors = {
@@ -80,7 +74,8 @@ def write_shard(path: Path, samples: Sequence[Sample], settings: dict[str, Any],
         "ends": np.cumsum([len(sample) for sample in samples], dtype=np.int64),
     }
     unfinished = path.with_suffix(".tmp")
-    save_file(tensors, unfinished, {"settings": json.dumps(settings), "counts": json.dumps(asdict(counts))})
+    # One entry: several would be written in any order, and the same data would not be the same bytes.
+    save_file(tensors, unfinished, {"made": json.dumps({"settings": settings, "counts": asdict(counts)})})
     unfinished.replace(path)
 
 
@@ -93,9 +88,9 @@ def unfinished_run(folder: Path, settings: dict[str, Any]) -> tuple[int, Counts]
     shards, counts = 0, Counts()
     while shard_path(folder, shards).exists():
         with safe_open(shard_path(folder, shards), "numpy") as file:
-            metadata = file.metadata()
-        check_settings(folder, json.loads(metadata["settings"]), settings)
-        counts, shards = Counts(**json.loads(metadata["counts"])), shards + 1
+            made = json.loads(file.metadata()["made"])
+        check_settings(folder, made["settings"], settings)
+        counts, shards = Counts(**made["counts"]), shards + 1
     return shards, counts
 
 
@@ -127,16 +122,50 @@ def read_summary(folder: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: it is of another version.
     """
-    path = folder / SUMMARY
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no {SUMMARY}: make it, or finish it, with python -m eagle.data")
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    if summary.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {summary.get('format')}, this version reads {FORMAT}: prepare it anew")
-    return summary
+    return read_document(folder / SUMMARY, FORMAT, "python -m eagle.data")
 
 
-class Prepared(Sequence[Sample]):
+class Writer:
+    """A folder in the making: rows in, shards out. Those that an interrupted run with the same settings left stay.
+
+    Attributes:
+        shards: written so far.
+        counts: up to the last row that was added.
+
+    Raises:
+        ValueError: the folder holds shards made otherwise.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.settings = folder, settings
+        self.shards, self.counts = unfinished_run(folder, settings)
+        self._held: list[Sample] = []
+        self._written = self.counts.tokens
+
+    @property
+    def held_tokens(self) -> int:
+        """Tokens that no shard has yet."""
+        return self.counts.tokens - self._written
+
+    def add(self, sample: Sample) -> None:
+        """Count a sample and hold it for the next shard."""
+        self.counts.add(sample)
+        self._held.append(sample)
+
+    def write(self) -> None:
+        """Write what is held as a shard; to be called after whole rows."""
+        if self._held:
+            write_shard(shard_path(self.folder, self.shards), self._held, self.settings, self.counts)
+            self._held, self._written, self.shards = [], self.counts.tokens, self.shards + 1
+
+    def finish(self) -> None:
+        """Write the last shard and `data.json`."""
+        self.write()
+        write_summary(self.folder, self.settings, self.counts, self.shards)
+
+
+class Prepared(Texts):
     """A folder of prepared samples, read from the files as they are asked for.
 
     Attributes:
@@ -145,45 +174,8 @@ class Prepared(Sequence[Sample]):
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
         self.summary = read_summary(folder)
-
-    @cached_property
-    def _shards(self) -> list[Any]:
-        return [safe_open(shard_path(self.folder, index), "numpy") for index in range(self.summary["shards"])]
-
-    @cached_property
-    def _ends(self) -> list[NDArray[np.int64]]:
-        return [shard.get_tensor("ends") for shard in self._shards]
-
-    @cached_property
-    def _first(self) -> NDArray[np.int64]:
-        """The number of samples before each shard, and of all: [shards + 1]."""
-        return np.cumsum([0, *map(len, self._ends)], dtype=np.int64)
-
-    @cached_property
-    def lengths_N(self) -> NDArray[np.int64]:
-        """Tokens of every sample: int64 [N]."""
-        return np.concatenate([np.diff(ends, prepend=0) for ends in self._ends])
-
-    def __len__(self) -> int:
-        return int(self.summary["samples"])
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return a `Sample`, or for a slice a list of them."""
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = index + len(self) if index < 0 else index
-        if not 0 <= place < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        shard = int(np.searchsorted(self._first, place, side="right")) - 1
-        ends, place = self._ends[shard], place - int(self._first[shard])
-        begin, end = int(ends[place - 1]) if place else 0, int(ends[place])
-        file = self._shards[shard]
-        return Sample(file.get_slice("ids")[begin:end], file.get_slice("mask")[begin:end])
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[place] for place in range(len(self)))
+        super().__init__(folder, self.summary["shards"])
 
 
 def load(folder: str | Path, *, vocabulary: int | None = None, tokenizer: Any = None) -> Prepared:

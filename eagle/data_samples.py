@@ -65,6 +65,17 @@ def _self_marked(tokenizer: Any, template: TokenizerTemplate, messages: Sequence
     return Sample(np.asarray(out["input_ids"], dtype=np.int32), mask)
 
 
+def prompt_ids(tokenizer: Any, template: Template, messages: Sequence[Message]) -> list[int]:
+    """Return the ids with which a conversation asks for its next answer.
+
+    Raises:
+        RowError: the template refuses the messages.
+    """
+    text = template.render(messages, asks=True)
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return [*_missing_bos(tokenizer, template, ids), *ids]
+
+
 def _tokenised(tokenizer: Any, template: Template, text: str, answers: Sequence[tuple[int, int]]) -> Sample:
     out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids = np.asarray(out["input_ids"], dtype=np.int32)
@@ -74,10 +85,14 @@ def _tokenised(tokenizer: Any, template: Template, text: str, answers: Sequence[
     for begin, end in answers:
         places = np.flatnonzero((ends > begin) & (ends <= end))
         mask[places[: _spoken(tokenizer, ids[places])]] = True
-    bos = tokenizer.bos_token_id
-    if template.adds_bos and tokenizer("")["input_ids"][:1] == [bos] != ids[:1].tolist():
-        ids, mask = np.concatenate([[np.int32(bos)], ids]), np.concatenate([[False], mask])
-    return Sample(ids, mask)
+    bos = np.asarray(_missing_bos(tokenizer, template, ids[:1].tolist()), dtype=np.int32)
+    return Sample(np.concatenate([bos, ids]), np.concatenate([np.zeros(len(bos), dtype=bool), mask]))
+
+
+def _missing_bos(tokenizer: Any, template: Template, ids: Sequence[int]) -> list[int]:
+    """Return the BOS as a list where the tokenizer adds one, the template leaves that to it, and ids have none."""
+    bos = [tokenizer.bos_token_id]
+    return bos if template.adds_bos and tokenizer("")["input_ids"][:1] == bos != list(ids[:1]) else []
 
 
 def _spoken(tokenizer: Any, ids: NDArray[np.int32]) -> int:
