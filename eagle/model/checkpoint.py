@@ -51,7 +51,12 @@ def read_config(path: str, **hub: Any) -> EConfig:
     Raises:
         NotImplementedError: a layout or a flag of another trainer that would be misread.
     """
-    fields = json.loads(_find(path, ("config.json",), hub).read_text())
+    return head_config_from(json.loads(_find(path, ("config.json",), hub).read_text()), path)
+
+
+def head_config_from(fields: dict[str, Any], path: str) -> EConfig:
+    """Return the configuration that a head's `config.json` at `path` describes; errors as in `read_config`."""
+    fields = dict(fields)
     if "speculators_model_type" in fields:
         raise NotImplementedError(f"{path}: the speculators layout is not read; convert the head to SafeAILab's")
     if "LlamaForCausalLMEagle3" in (fields.get("architectures") or ()) and not fields.pop("norm_output", True):

@@ -22,6 +22,7 @@ from eagle.model.adapters import causal_lm
 from eagle.model.bucket_cache import BucketCache
 from eagle.model.configs import text_config
 from eagle.model.kv_cache import KVCache
+from eagle.model.logits import transform_of, transformed
 from eagle.model.packing import Packed, packed_forward
 from eagle.model.support import LayerMask, check_target, decoder, last_position, layer_masks, rope_switch
 from eagle.model.tree import DraftTree
@@ -65,8 +66,7 @@ class TargetModel:
         self.rope_switch = rope_switch(model)
         self.last_position = last_position(model)
         self.packed: Packed | None = None
-        names = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-        self._logit_transform = tuple(getattr(self.config, name, None) for name in names)
+        self.logit_transform = transform_of(self.config)
         self._masks = layer_masks(self.config)
         # Layers that share keys and values may run on the positions whose logits are kept alone, and so do the taps.
         self._slices_layers = bool(getattr(self.config, "num_kv_shared_layers", 0))
@@ -116,12 +116,7 @@ class TargetModel:
         """Apply the target's output matrix and its logit scale or soft-cap to hidden states after the final norm."""
         matrix = self.model.get_output_embeddings()
         with packed_forward(self.packed, matrix):
-            logits = matrix(hidden)
-        # Each only where the model has it: a product with 1 costs as much as any.
-        scale, scaling, cap = self._logit_transform
-        logits = logits * scale if scale else logits
-        logits = logits / scaling if scaling else logits
-        return cap * torch.tanh(logits / cap) if cap else logits
+            return transformed(matrix(hidden), self.logit_transform)
 
     @torch.no_grad()
     def prefill(
@@ -192,15 +187,26 @@ class TargetModel:
     def _tree_masks(
         self, tree: DraftTree, cache: KVCache, positions_BN: torch.Tensor
     ) -> torch.Tensor | dict[str, torch.Tensor]:
-        full_BNC = cache.mask(tree.mask_BNN)
         longest = cache.reach(tree.levels)
+        return self.masks(cache.mask(tree.mask_BNN), positions_BN, lambda: cache.positions(positions_BN), longest)
+
+    def masks(
+        self, full_BNC: torch.Tensor, queries_BN: torch.Tensor, keys_BC: Callable[[], torch.Tensor], longest: int
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """Return a mask as this model's layers and its attention take it: one, or one per type of layer.
+
+        Args:
+            full_BNC: bool, who sees whom where nothing is out of sight.
+            queries_BN: positions of the queries.
+            keys_BC: gives the positions of the keys; called where a layer's sight is limited.
+            longest: no key is farther from a query than this.
+        """
 
         def build(layer: LayerMask) -> torch.Tensor:
             mask_BNC = full_BNC
             # Windows are measured in positions, never slots: siblings share a position.
             if layer.size is not None and longest > layer.size:
-                keys_B1C = cache.positions(positions_BN)[:, None]
-                queries_BN1 = positions_BN[..., None]
+                keys_B1C, queries_BN1 = keys_BC()[:, None], queries_BN[..., None]
                 if layer.kind == "sliding_attention":
                     mask_BNC = mask_BNC & (queries_BN1 - keys_B1C < layer.size)
                 else:
@@ -227,8 +233,7 @@ class TargetModel:
         taps: Taps,
         last_only: bool = False,
     ) -> TargetOutput:
-        keep_one = last_only and self._keeps_logits and not (taps is not None and self._slices_layers)
-        extra = {"logits_to_keep": 1} if keep_one else {}
+        extra = self.without_logits(taps) if last_only else {}
         with self.tapped(taps) as caught, packed_forward(self.packed):
             output = self.model(
                 input_ids=ids_BN,
@@ -242,6 +247,11 @@ class TargetModel:
         if features_BNF is not None and features_BNF.shape[:2] != ids_BN.shape:
             raise RuntimeError(f"features of shape {tuple(features_BNF.shape)} for ids of shape {tuple(ids_BN.shape)}")
         return TargetOutput(output.logits, features_BNF)
+
+    def without_logits(self, taps: Taps) -> dict[str, int]:
+        """Return the argument of a forward whose logits are not wanted but for the last position."""
+        sliced = taps is not None and self._slices_layers
+        return {"logits_to_keep": 1} if self._keeps_logits and not sliced else {}
 
     def joined(self, caught: dict[int, torch.Tensor], taps: Taps) -> torch.Tensor:
         """Return the features [B, N, F] of one tapped forward."""
