@@ -1,0 +1,1 @@
+"""Features of a frozen target on disk, for training without it."""
