@@ -13,20 +13,19 @@ import pytest
 import torch
 from architectures import VOCABULARY, base_model
 from pairs import random_head
-from slow_recipes import STEP_DECAY, draft_vocabulary, eagle3_total, mean, slow_eagle3_losses, slow_eagle_losses
+from slow_recipes import draft_vocabulary, eagle3_total, mean, slow_eagle3_losses, slow_eagle_losses
+from teaching import lesson_of, loss_of, recipe_for, texts
 from torch import nn
 
-from eagle.model.configs import tapped_layers
 from eagle.model.head import DraftHead
 from eagle.model.target import TargetModel
-from eagle.train.features import Lesson, lesson
-from eagle.train.losses import drafted_targets, eagle3_loss, eagle_loss
-from eagle.train.recipe import eagle3_recipe, eagle_recipe, frequent_tokens, new_head
-from eagle.train.unroll import unroll
+from eagle.train.configure import head_config
+from eagle.train.heads import frequent_tokens, new_head
 
 TOLERANCE = 1e-5
 ENTRIES = 9
-KEEP = [True, False, True, True, True, False, True, True, True]
+# Tokens in the loss: entry t counts where token t + 2 does, so the last entry never.
+MASK = [True, True, True, False, True, True, True, False, True, True]
 LAYOUTS = {
     "grouped": {},
     "one key head": {"num_key_value_heads": 1},
@@ -53,8 +52,8 @@ def sequences(rows: int, entries: int = ENTRIES) -> torch.Tensor:
 
 
 def answers(ids_BT: torch.Tensor) -> torch.Tensor:
-    """What the target says after every token but the first."""
-    return exact_base()(input_ids=ids_BT, use_cache=False).logits[:, 1:].argmax(-1)
+    """What the target says after every token but the first and the last."""
+    return exact_base()(input_ids=ids_BT, use_cache=False).logits[:, 1:-1].argmax(-1)
 
 
 def head_of(kind: str, **fields: Any) -> DraftHead:
@@ -74,8 +73,10 @@ def own_embeddings(head: DraftHead) -> DraftHead:
     return head
 
 
-def taught_to(head: DraftHead, ids_BT: torch.Tensor) -> Lesson:
-    return lesson(target(), ids_BT, tapped_layers(head.config, len(target().layers)))
+def counted(ids_T: torch.Tensor, mask_T: torch.Tensor | None = None) -> torch.Tensor:
+    """Return which entries [S] count: those whose next answer is in the loss."""
+    mask_T = torch.ones(len(ids_T), dtype=torch.bool) if mask_T is None else mask_T
+    return torch.cat([mask_T[2:], torch.tensor([False])])
 
 
 def gradients(head: DraftHead, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -93,24 +94,40 @@ def assert_same(head: DraftHead, loss: torch.Tensor, exact: DraftHead, exact_los
         assert (found[name] - gradient).abs().max() <= TOLERANCE * gradient.abs().max(), name
 
 
-def assert_eagle_same(head: DraftHead, ids_BT: torch.Tensor) -> None:
-    taught = lesson(target(), ids_BT, "last")
-    loss = eagle_recipe(head, target(), torch.Generator().manual_seed(7))(taught).loss
+def fast_loss(head: DraftHead, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None, steps: int = 1) -> Any:
+    recipe = recipe_for(head, target(), texts(ids_BT, mask_BT), len(ids_BT), steps)
+    return loss_of(recipe, lesson_of(recipe, [[row] for row in range(len(ids_BT))], seed=7))
+
+
+def masks_of(ids_BT: torch.Tensor, mask_BT: torch.Tensor | None) -> list[Any]:
+    return [None] * len(ids_BT) if mask_BT is None else list(mask_BT)
+
+
+def assert_eagle_same(head: DraftHead, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> None:
+    loss = fast_loss(head, ids_BT, mask_BT)
     exact = copy.deepcopy(head).double()
-    noise_BSF = (torch.rand(taught.features_BSF.shape, generator=torch.Generator().manual_seed(7)) * 2 - 1) * 0.1
-    rows = [slow_eagle_losses(exact, exact_base(), *row) for row in zip(ids_BT, noise_BSF, strict=True)]
-    assert_same(head, loss, exact, mean([loss for row in rows for loss in row]))
+    losses = []
+    for row, (ids_T, mask_T) in enumerate(zip(ids_BT, masks_of(ids_BT, mask_BT), strict=True)):
+        shape = len(ids_T) - 1, head.config.hidden_size
+        noise_SF = (torch.rand(shape, generator=torch.Generator().manual_seed(7 + row)) * 2 - 1) * 0.1
+        losses += slow_eagle_losses(exact, exact_base(), ids_T, noise_SF, counted(ids_T, mask_T))
+    assert_same(head, loss, exact, mean(losses))
 
 
-def slow_eagle3(head: DraftHead, ids_BT: torch.Tensor, steps: int) -> list[list[torch.Tensor]]:
-    rows = [slow_eagle3_losses(head, exact_base(), ids_T, steps) for ids_T in ids_BT]
+def slow_eagle3(
+    head: DraftHead, ids_BT: torch.Tensor, steps: int, mask_BT: torch.Tensor | None = None
+) -> list[list[torch.Tensor]]:
+    rows = [
+        slow_eagle3_losses(head, exact_base(), ids_T, steps, counted(ids_T, mask_T))
+        for ids_T, mask_T in zip(ids_BT, masks_of(ids_BT, mask_BT), strict=True)
+    ]
     return [[loss for row in rows for loss in row[k]] for k in range(steps)]
 
 
-def assert_eagle3_same(head: DraftHead, ids_BT: torch.Tensor, steps: int) -> None:
-    loss = eagle3_recipe(head, target(), steps)(taught_to(head, ids_BT)).loss
+def assert_eagle3_same(head: DraftHead, ids_BT: torch.Tensor, steps: int, mask_BT: torch.Tensor | None = None) -> None:
+    loss = fast_loss(head, ids_BT, mask_BT, steps)
     exact = copy.deepcopy(head).double()
-    assert_same(head, loss, exact, eagle3_total(slow_eagle3(exact, ids_BT, steps)))
+    assert_same(head, loss, exact, eagle3_total(slow_eagle3(exact, ids_BT, steps, mask_BT)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -157,14 +174,16 @@ def test_eagle3_loss_of_a_batch_is_one_mean():
     ids_BT, head = sequences(2), head_of("eagle3")
     drafts = torch.tensor(draft_vocabulary(head))
     counts = torch.isin(answers(ids_BT), drafts).sum(-1).tolist()
-    assert 0 < min(counts) < max(counts) < ENTRIES, "a mean of two means would pass"
+    assert 0 < min(counts) < max(counts) < ENTRIES - 1, "a mean of two means would pass"
     assert_eagle3_same(head, ids_BT, 4)
 
 
 def test_eagle3_loss_of_a_new_head_that_drafts_frequent_tokens():
     ids_BT = sequences(2)
-    drafts_W = frequent_tokens(answers(ids_BT).flatten().numpy(), VOCABULARY, 5)
-    head = new_head("eagle3", target(), drafts_W)
+    drafts_W = frequent_tokens(np.bincount(answers(ids_BT).flatten().numpy(), minlength=VOCABULARY), 5)
+    config = head_config("eagle3", target().config)
+    config.draft_vocab_size, config.tap_layers = 5, [2, 3, 4]
+    head = new_head("eagle3", config, drafts_W, target().model.lm_head.weight)
     assert draft_vocabulary(head) == drafts_W.tolist()
     assert_eagle3_same(head, ids_BT, 3)
 
@@ -172,7 +191,7 @@ def test_eagle3_loss_of_a_new_head_that_drafts_frequent_tokens():
 def test_frequent_tokens_are_seen_at_least_as_often_as_the_rest():
     ids = np.random.default_rng(0).integers(0, 40, 150)
     counts = {token: int((ids == token).sum()) for token in range(VOCABULARY)}
-    chosen = frequent_tokens(ids, VOCABULARY, 20).tolist()
+    chosen = frequent_tokens(np.bincount(ids, minlength=VOCABULARY), 20).tolist()
     assert len(set(chosen)) == 20
     assert sorted(counts[token] for token in chosen) == sorted(counts.values())[-20:]
 
@@ -193,7 +212,7 @@ def test_eagle3_loss_is_zero_where_the_head_can_draft_no_answer():
     head = head_of("eagle3")
     let_draft(head, others[: head.draft_size])
     assert not any(slow_eagle3(copy.deepcopy(head).double(), ids_BT, 7))
-    loss = eagle3_recipe(head, target(), 7)(taught_to(head, ids_BT)).loss
+    loss = fast_loss(head, ids_BT, steps=7)
     assert loss.item() == 0
     assert not any(gradient.any() for gradient in gradients(head, loss).values())
 
@@ -202,25 +221,9 @@ def test_eagle3_loss_of_more_steps_than_entries():
     assert_eagle3_same(head_of("eagle3"), sequences(1, entries=4), 6)
 
 
-def test_eagle_loss_of_kept_entries():
-    ids_BT, head, keep_BS = sequences(1), head_of("eagle"), torch.tensor([KEEP])
-    taught = lesson(target(), ids_BT, "last")
-    [(hidden_BSD, _)] = unroll(head, target().embed(taught.tokens_BS), taught.features_BSF, 1)
-    logits_BSV = target().output_logits(hidden_BSD)
-    loss = eagle_loss(hidden_BSD, taught.next_features_BSF, logits_BSV, taught.target_logits_BSV, keep_BS)
-    exact = copy.deepcopy(head).double()
-    assert_same(head, loss, exact, mean(slow_eagle_losses(exact, exact_base(), ids_BT[0], keep_S=keep_BS[0])))
+def test_eagle_loss_of_tokens_in_the_mask():
+    assert_eagle_same(head_of("eagle"), sequences(1), torch.tensor([MASK]))
 
 
-def test_eagle3_loss_of_kept_entries():
-    ids_BT, head, keep_BS = sequences(1), head_of("eagle3"), torch.tensor([KEEP])
-    taught = taught_to(head, ids_BT)
-    wanted_BSW, inside_BS = drafted_targets(taught.target_logits_BSV, torch.tensor(draft_vocabulary(head)))
-    states = unroll(head, target().embed(taught.tokens_BS), head.fuse(taught.features_BSF), 4)
-    loss = sum(
-        STEP_DECAY**k * eagle3_loss(head.logits(state_BSD), wanted_BSW, keep_BS & inside_BS & real_S)
-        for k, (state_BSD, real_S) in enumerate(states)
-    )
-    exact = copy.deepcopy(head).double()
-    slow = eagle3_total(slow_eagle3_losses(exact, exact_base(), ids_BT[0], 4, keep_BS[0]))
-    assert_same(head, loss, exact, slow)
+def test_eagle3_loss_of_tokens_in_the_mask():
+    assert_eagle3_same(head_of("eagle3"), sequences(1), 4, torch.tensor([MASK]))

@@ -1,137 +1,124 @@
-"""The training loop: windows of ids in, optimiser steps out, resumable after any interruption.
+"""The training loop: lessons in, optimiser steps out, the same weights however often it is interrupted.
 
-Knows no recipe and no file format but its own checkpoint.
+Knows neither recipes nor files: it divides a step's rows over processes and micro-batches, and calls.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import nn
-from tqdm import tqdm
+from accelerate import Accelerator
 
-from eagle.train.recipe import Outcome
+from eagle.train.checkpoints import Checkpoints, Point
+from eagle.train.optimizers import rate_at, set_rate
+from eagle.train.progress import Progress
+from eagle.train.recipe import Recipe
+from eagle.train.settings import Settings
+from eagle.train.teachers import Teacher
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How long and how fast to train.
+@dataclass(frozen=True)
+class Run:
+    """Everything a loop needs.
 
     Attributes:
-        tokens: tokens to train on.
-        batch: rows per step.
-        length: tokens per row.
-        rate: peak learning rate.
-        warmup: optimiser steps until the peak.
-        seed: of the order of windows.
-        save_every: steps between checkpoints.
+        settings: the run's.
+        accelerator: processes, precision, devices.
+        recipe: the bare module.
+        model: the recipe as accelerate wrapped it.
+        optims: as accelerate wrapped them.
+        teacher: where lessons come from.
+        checkpoints: of the run.
+        trial: measures the acceptance length and keeps the best head; None without held-out texts.
     """
 
-    tokens: int
-    batch: int = 16
-    length: int = 256
-    rate: float = 5e-3
-    warmup: int = 30
-    seed: int = 0
-    save_every: int = 100
-
-    def __post_init__(self) -> None:
-        for name in ("tokens", "batch", "length", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if not self.rate > 0:
-            raise ValueError(f"rate={self.rate} must be above 0")
+    settings: Settings
+    accelerator: Accelerator
+    recipe: Recipe
+    model: Any
+    optims: list[Any]
+    teacher: Teacher
+    checkpoints: Checkpoints
+    trial: Callable[[Point, Progress], Point] | None
 
     @property
     def steps(self) -> int:
         """Optimiser steps."""
-        return max(1, self.tokens // (self.batch * self.length))
-
-    def rate_at(self, step: int) -> float:
-        """Return the learning rate of a step: linear warm-up, cosine to 2 % of the peak."""
-        done = step / self.steps
-        return self.rate * min(1.0, (step + 1) / self.warmup) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+        if self.settings.max_steps is not None:
+            return self.settings.max_steps
+        return max(1, math.ceil(self.settings.epochs * self.teacher.batches.per_epoch))
 
 
-def windows(ids_T: torch.Tensor, schedule: Schedule, start: int) -> Iterator[torch.Tensor]:
-    """Yield [batch, length + 1] ids of step `start`, `start + 1`, …: every epoch is a new permutation of windows."""
-    starts = torch.arange(0, len(ids_T) - schedule.length, schedule.length)
-    per_epoch = len(starts) // schedule.batch
-    if per_epoch == 0:
-        raise ValueError(f"{len(ids_T)} training tokens do not fill one batch of {schedule.batch} x {schedule.length}")
-    for step in range(start, schedule.steps):
-        epoch, place = divmod(step, per_epoch)
-        generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(starts), generator=generator)
-        chosen = starts[order[place * schedule.batch : (place + 1) * schedule.batch]]
-        # Windows move from epoch to epoch, so that no boundary is always a boundary.
-        shift = int(torch.randint(schedule.length, (1,), generator=generator)) if epoch else 0
-        begin_B1 = (chosen + shift).clamp(max=len(ids_T) - schedule.length - 1)[:, None]
-        yield ids_T[begin_B1 + torch.arange(schedule.length + 1)].long()
-
-
-def optimizers(head: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layer, AdamW for the rest."""
-    inner = [p for n, p in head.named_parameters() if p.ndim == 2 and not n.startswith(("lm_head", "embed_tokens"))]
-    others = [p for n, p in head.named_parameters() if p.ndim != 2 or n.startswith(("lm_head", "embed_tokens"))]
-    return [
-        torch.optim.Muon(inner, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-
-
-def train(
-    head: nn.Module,
-    ids_T: torch.Tensor,
-    schedule: Schedule,
-    run: Callable[[torch.Tensor], Outcome],
-    checkpoint: Path,
-    described: str = "",
-) -> None:
-    """Train in place; an existing checkpoint is continued.
+def train(run: Run, progress: Callable[[int, int], Progress]) -> Point:
+    """Train from the last checkpoint to the end, and return where that is.
 
     Args:
-        head: the module whose parameters are trained.
-        ids_T: all training ids in one row.
-        run: a batch of ids -> loss and accuracies.
-        checkpoint: file holding weights, optimisers and the step.
-        described: what else makes this run what it is; a checkpoint of another one is refused.
+        run: what to train.
+        progress: makes the progress of a run from its first step and its number of steps.
     """
-    described = f"{schedule!r} {described}".strip()
-    optims, first = optimizers(head), 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        if state["run"] != described:
-            raise ValueError(f"{checkpoint} belongs to {state['run']}, not to {described}: delete it to start anew")
-        head.load_state_dict(state["head"])
-        for optim, saved in zip(optims, state["optims"], strict=True):
-            optim.load_state_dict(saved)
-        torch.set_rng_state(state["rng"])
-        first = state["step"]
-        logger.info("continuing at step %d of %d", first, schedule.steps)
-    bar = tqdm(total=schedule.steps, initial=first, unit="step", mininterval=5)
-    mean: list[float] = []
-    for step, ids_BT in enumerate(windows(ids_T, schedule, first), start=first):
-        for optim in optims:
-            for group in optim.param_groups:
-                group["lr"] = schedule.rate_at(step)
-        outcome = run(ids_BT)
-        outcome.loss.backward()
-        nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-        for optim in optims:
-            optim.step()
-            optim.zero_grad(set_to_none=True)
-        row = [outcome.loss.item(), *outcome.accuracies]
-        mean = row if not mean else [0.97 * old + 0.03 * new for old, new in zip(mean, row, strict=True)]
-        bar.set_postfix_str(f"loss {mean[0]:.3f} accuracy " + " ".join(f"{a:.3f}" for a in mean[1:]))
-        bar.update()
-        if (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:
-            state = {"head": head.state_dict(), "optims": [o.state_dict() for o in optims], "step": step + 1}
-            state |= {"rng": torch.get_rng_state(), "run": described}
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+    point, settings = run.checkpoints.resume(), run.settings
+    shown = progress(point.step, run.steps)
+    for step in range(point.step, run.steps):
+        rate = rate_at(step, run.steps, settings)
+        loss, tallies_4K, tokens = one_step(run, step, rate)
+        shown.add(step + 1, loss, tallies_4K, tokens, rate)
+        point, last = replace(point, step=step + 1), step + 1 == run.steps
+        if point.step % settings.save_every == 0 or last:
+            _check_finite(run.accelerator.reduce(loss, "sum").item(), point)
+        if run.trial is not None and (point.step % settings.eval_every == 0 or last):
+            point = run.trial(point, shown)
+        if point.step % settings.save_every == 0 or last:
+            run.checkpoints.save(point)
+    return point
+
+
+def _check_finite(loss: float, point: Point) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss} at step {point.step}, which is not saved: try a lower lr")
+
+
+def one_step(run: Run, step: int, rate: float) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Take an optimiser step; return this process's part of its loss, its tallies [4, K], and the tokens of all."""
+    accelerator, settings, batches = run.accelerator, run.settings, run.teacher.batches
+    rows = batches.rows_at(step)
+    divided = shares(rows, step, settings, accelerator.process_index, accelerator.num_processes)
+    # All of a step is looked at before any of it is learnt: what its loss is divided by must be known.
+    lessons = [run.teacher.lesson(*share) for share in divided]
+    counts_K = accelerator.reduce(torch.stack([run.recipe.weights(lesson).sum(1) for lesson in lessons]).sum(0), "sum")
+    set_rate(run.optims, rate)
+    losses, tallies = [], []
+    parts = len(lessons)
+    while lessons:
+        lesson = lessons.pop(0)
+        with accelerator.accumulate(run.model):
+            loss, tallies_4K = run.model(lesson, counts_K)
+            # Wrappers average over processes, accumulation over micro-batches; these are parts of one sum.
+            accelerator.backward(loss * (accelerator.num_processes * parts))
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(run.model.parameters(), settings.max_grad_norm)
+            for optim in run.optims:
+                optim.step()
+                optim.zero_grad()
+        losses.append(loss.detach())
+        tallies.append(tallies_4K)
+    tokens = int(sum(batches.samples.lengths_N[index] for row in rows for index in row))
+    return torch.stack(losses).sum(), torch.stack(tallies).sum(0), tokens
+
+
+def shares(
+    rows: list[list[int]], step: int, settings: Settings, process: int, processes: int
+) -> list[tuple[list[list[int]], list[int]]]:
+    """Return this process's rows of a step, micro-batch by micro-batch, and a seed for each row.
+
+    The last batch of an epoch is filled with empty rows, so that every process has as many as the others.
+    """
+    whole = settings.bs * settings.gradient_accumulation_steps * processes
+    filled = rows + [[]] * (whole - len(rows))
+    seeds = [settings.seed * 1_000_003 + step * whole + place for place in range(whole)]
+    starts = range(process * settings.bs, whole, processes * settings.bs)
+    return [(filled[start : start + settings.bs], seeds[start : start + settings.bs]) for start in starts]

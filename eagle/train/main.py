@@ -1,74 +1,88 @@
-"""Train a draft head on token ids, with the target in the loop.
+"""Train a draft head.
 
-python -m eagle.train.main --basepath TARGET --trainpath ids.npy --cpdir HEAD --kind eagle3 --tokens 5000000
+    accelerate launch -m --mixed_precision=bf16 eagle.train.main --tmpdir DATA --cpdir HEAD --kind eagle3
+
+DATA is a folder of `python -m eagle.data`. One process needs no launcher: python -m eagle.train.main. Interrupted, the
+same command goes on after its last checkpoint.
 """
 
-import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
-from transformers import AutoModelForCausalLM
+from eagle.data_folder import load
+from eagle.train.card import write_card
+from eagle.train.checkpoints import Checkpoints
+from eagle.train.heads import first_head, taps_of
+from eagle.train.keeping import Examiner, Keeper
+from eagle.train.loop import Run, train
+from eagle.train.optimizers import optimizers
+from eagle.train.processes import accelerator, shards_weights
+from eagle.train.progress import Progress
+from eagle.train.recipe import Eagle3Recipe, EagleRecipe, Recipe
+from eagle.train.settings import Settings, parse
+from eagle.train.sources import Source, source
+from eagle.train.trial import prompts
 
-from eagle.model.checkpoint import save_head
-from eagle.model.configs import tapped_layers
-from eagle.model.head import Eagle3Head, EagleHead
-from eagle.model.target import Taps, TargetModel
-from eagle.train.features import lesson
-from eagle.train.loop import Schedule, train
-from eagle.train.recipe import Outcome, eagle3_recipe, eagle_recipe, frequent_tokens, new_head
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(prog="python -m eagle.train.main", description=__doc__.split("\n")[0])
-    parser.add_argument("--basepath", required=True, help="folder or Hub id of the target")
-    parser.add_argument("--trainpath", type=Path, required=True, help=".npy file with the training ids in one row")
-    parser.add_argument("--cpdir", type=Path, required=True, help="where the head goes; its checkpoint too")
-    parser.add_argument("--kind", choices=("eagle", "eagle3"), default="eagle3")
-    parser.add_argument("--tokens", type=int, default=5_000_000, help="tokens to train on")
-    parser.add_argument("--bs", type=int, default=16, help="rows per step")
-    parser.add_argument("--length", type=int, default=256, help="tokens per row")
-    parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--steps", type=int, default=7, help="unrolled steps of EAGLE-3's training-time test")
-    parser.add_argument("--draft-vocab-size", type=int, default=None, help="tokens an EAGLE-3 head drafts")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser
+logger = logging.getLogger(__name__)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Train, then save the head in bf16."""
-    args = parser().parse_args(argv)
+def main(argv: list[str] | None = None, **defaults: Any) -> int:
+    """Train a head; `defaults` are settings of another entry point."""
+    settings = parse(argv, "python -m eagle.train.main", (__doc__ or "").split("\n")[0], **defaults)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if not args.trainpath.is_file():
-        raise FileNotFoundError(f"--trainpath {args.trainpath} does not exist")
-    schedule = Schedule(tokens=args.tokens, batch=args.bs, length=args.length, rate=args.lr, seed=args.seed)
-    torch.manual_seed(args.seed)
-    ids_T = np.load(args.trainpath)
-    base = AutoModelForCausalLM.from_pretrained(args.basepath, attn_implementation="eager", dtype=torch.float32)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    target = TargetModel(base.to(device).eval().requires_grad_(False))
-    draft_tokens = None
-    if args.draft_vocab_size is not None:
-        draft_tokens = frequent_tokens(ids_T, target.vocabulary, args.draft_vocab_size)
-    head = new_head(args.kind, target, draft_tokens).to(device)
-    taps: Taps = "last" if args.kind == "eagle" else tapped_layers(head.config, len(target.layers))
-    if isinstance(head, Eagle3Head):
-        recipe = eagle3_recipe(head, target, args.steps)
-    else:
-        assert isinstance(head, EagleHead)
-        recipe = eagle_recipe(head, target)
-
-    def run(ids_BT: torch.Tensor) -> Outcome:
-        with torch.autocast(target.device.type, dtype=torch.bfloat16):
-            return recipe(lesson(target, ids_BT.to(device), taps))
-
-    args.cpdir.mkdir(parents=True, exist_ok=True)
-    described = f"{args.kind} head, {args.steps} steps, {args.draft_vocab_size} draft tokens, {args.trainpath}"
-    train(head, torch.from_numpy(ids_T.astype(np.int32)), schedule, run, args.cpdir / "training.pt", described)
-    save_head(head.to(torch.bfloat16), args.cpdir)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
+    try:
+        run_of(settings)
+    except (ValueError, OSError, ImportError, NotImplementedError, FloatingPointError) as refusal:
+        raise SystemExit(f"python -m eagle.train.main: {refusal}") from refusal
     return 0
+
+
+def run_of(settings: Settings) -> None:
+    """Build a run, train, and write its head."""
+    processes = accelerator(settings)
+    learnt_from = source(settings, processes.device)
+    head = first_head(settings, learnt_from.config, learnt_from.counts, learnt_from.output_VD)
+    folder = Path(str(settings.cpdir))
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = settings.identity(processes.num_processes)
+    rows = identity["rows"]
+    teacher = learnt_from.teacher(taps_of(settings.kind, head.config, learnt_from.config), rows)
+    recipe: Recipe
+    if settings.kind == "eagle":
+        recipe = EagleRecipe(head, teacher, settings.gradient_checkpointing)
+    else:
+        recipe = Eagle3Recipe(head, teacher, settings.ttt_length, settings.gradient_checkpointing)
+    size = sum(weight.numel() for weight in head.parameters())
+    recipe.sharded = shards_weights(processes)
+    model, *optims = processes.prepare(recipe, *optimizers(head, settings))
+    keeper = Keeper(folder, processes, model, head, learnt_from.dtype)
+    run = Run(
+        settings=settings,
+        accelerator=processes,
+        recipe=recipe,
+        model=model,
+        optims=optims,
+        teacher=teacher,
+        checkpoints=Checkpoints(folder, processes, identity, settings.keep_checkpoints),
+        trial=_examiner(settings, keeper, learnt_from),
+    )
+    processes.init_trackers("eagle", {name: str(value) for name, value in identity.items()})
+    point = train(run, lambda first, steps: Progress(processes, folder, first, steps, settings.log_every))
+    place = keeper.finish(point)
+    if processes.is_main_process:
+        tokens = int(teacher.batches.samples.lengths_N.sum() * point.step / teacher.batches.per_epoch)
+        write_card(place, head, size, learnt_from.basepath, settings, point, tokens, learnt_from.template)
+        logger.info("%s holds the head", place)
+    processes.end_training()
+
+
+def _examiner(settings: Settings, keeper: Keeper, learnt_from: Source) -> Examiner | None:
+    if settings.testpath is None:
+        return None
+    texts = prompts(load(settings.testpath), settings.eval_prompts)
+    return Examiner(keeper, learnt_from.target.model, learnt_from.basepath, texts, settings)
 
 
 if __name__ == "__main__":

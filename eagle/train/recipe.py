@@ -1,119 +1,181 @@
-"""The two training recipes behind one interface: a batch in, a loss and per-step accuracies out.
+"""The two training recipes as modules: a lesson in, a loss and tallies out.
 
-Shapes: B rows, S entries, D width, W draft vocabulary, V target vocabulary.
+A recipe's `forward` is everything that has gradients, so that it can be wrapped whole: by DDP, FSDP or DeepSpeed. The
+loss is a sum over this lesson's entries divided by counts that the caller adds up over all processes and micro-batches
+of a step: however a batch is divided, the gradients add up to those of one mean.
+
+Shapes: B rows, S entries, R entries that count, K unrolled steps, D width, W draft vocabulary, V target vocabulary.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import abstractmethod
 
-import numpy as np
 import torch
+from torch import nn
 
-from eagle.model.configs import EConfig
-from eagle.model.head import DraftHead, Eagle3Head, EagleHead
-from eagle.model.target import TargetModel
-from eagle.train.features import Lesson
-from eagle.train.losses import drafted_targets, eagle3_loss, eagle_loss
+from eagle.model.head import DraftHead, Eagle3Head
+from eagle.train.lessons import Lesson
+from eagle.train.losses import FEATURE_WEIGHT, STEP_DECAY, TOKEN_WEIGHT, cross_entropy, smooth_l1
+from eagle.train.teachers import Teacher
 from eagle.train.unroll import unroll
 
 FEATURE_NOISE = 0.1
-STEP_DECAY = 0.8
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The loss of a batch and how often each unrolled step's likeliest token was the target's."""
-
-    loss: torch.Tensor
-    accuracies: list[float]
-
-
-Recipe = Callable[[Lesson], Outcome]
-
-
-def eagle_recipe(head: EagleHead, target: TargetModel, generator: torch.Generator | None = None) -> Recipe:
-    """EAGLE-1/2: one step on features with uniform noise U(-0.1, 0.1) (arXiv 2401.15077, section 3.2)."""
-
-    def run(lesson: Lesson) -> Outcome:
-        features_BSF = lesson.features_BSF
-        noise_BSF = torch.rand(features_BSF.shape, generator=generator, device=features_BSF.device)
-        noisy_BSF = features_BSF + ((noise_BSF * 2 - 1) * FEATURE_NOISE).to(features_BSF.dtype)
-        embeds_BSD = embeddings(head, target, lesson.tokens_BS)
-        ((hidden_BSD, real_S),) = unroll(head, embeds_BSD, head.fuse(noisy_BSF), steps=1)
-        logits_BSV = target.output_logits(hidden_BSD)
-        keep_BS = real_S.expand_as(lesson.tokens_BS)
-        loss = eagle_loss(hidden_BSD, lesson.next_features_BSF, logits_BSV, lesson.target_logits_BSV, keep_BS)
-        return Outcome(loss, [agreement(logits_BSV.argmax(-1), lesson, keep_BS)])
-
-    return run
-
-
-def eagle3_recipe(head: Eagle3Head, target: TargetModel, steps: int = 7) -> Recipe:
-    """EAGLE-3: training-time test over `steps` unrolled steps, weighted 0.8^i (arXiv 2503.01840, section 3.2)."""
-
-    def run(lesson: Lesson) -> Outcome:
-        drafted_W = head.target_ids(torch.arange(head.draft_size, device=lesson.tokens_BS.device))
-        wanted_BSW, reachable_BS = drafted_targets(lesson.target_logits_BSV, drafted_W)
-        embeds_BSD = embeddings(head, target, lesson.tokens_BS)
-        hidden_BSD = head.fuse(lesson.features_BSF)
-        loss, accuracies = hidden_BSD.new_zeros((), dtype=torch.float32), []
-        for step, (out_BSD, real_S) in enumerate(unroll(head, embeds_BSD, hidden_BSD, steps)):
-            logits_BSW, keep_BS = head.logits(out_BSD), real_S.expand_as(lesson.tokens_BS)
-            loss = loss + STEP_DECAY**step * eagle3_loss(logits_BSW, wanted_BSW, keep_BS & reachable_BS)
-            accuracies.append(agreement(head.target_ids(logits_BSW.argmax(-1)), lesson, keep_BS))
-        return Outcome(loss, accuracies)
-
-    return run
-
-
-def embeddings(head: DraftHead, target: TargetModel, ids: torch.Tensor) -> torch.Tensor:
-    """Return what the head reads for these tokens: its own embeddings or the target's."""
-    return head.embed_tokens(ids) if hasattr(head, "embed_tokens") else target.embed(ids).detach()
-
-
-def agreement(drafted_BS: torch.Tensor, lesson: Lesson, keep_BS: torch.Tensor) -> float:
-    """Return the share of kept entries at which the head's token is the target's likeliest."""
-    same_BS = drafted_BS == lesson.answers_BS
-    return float((same_BS & keep_BS).sum() / keep_BS.sum())
-
-
-def new_head(kind: str, target: TargetModel, draft_tokens_W: torch.Tensor | None = None) -> DraftHead:
-    """Make an untrained head shaped like one layer of a Llama target.
+class Recipe(nn.Module):
+    """A head with what it is trained to do.
 
     Args:
-        kind: "eagle" or "eagle3".
-        draft_tokens_W: target ids the EAGLE-3 head drafts, ascending; None means all.
+        head: trained in place.
+        teacher: where embeddings and the target's output come from; none of it is a parameter of this module.
+        steps: unrolled steps K.
+        checkpoint: keep no activations of a step for its gradient, compute them again.
+
+    Attributes:
+        sharded: this module's weights lie in parts, see `losses.cross_entropy`.
     """
-    base = target.config
-    config = EConfig(
-        hidden_size=base.hidden_size,
-        intermediate_size=base.intermediate_size,
-        num_hidden_layers=1,
-        num_attention_heads=base.num_attention_heads,
-        num_key_value_heads=getattr(base, "num_key_value_heads", None),
-        head_dim=getattr(base, "head_dim", None),
-        max_position_embeddings=base.max_position_embeddings,
-        rms_norm_eps=getattr(base, "rms_norm_eps", 1e-6),
-        vocab_size=base.vocab_size,
-        draft_vocab_size=None if draft_tokens_W is None else len(draft_tokens_W),
-        bos_token_id=base.bos_token_id,
-        eos_token_id=base.eos_token_id,
-        bias=True,
-    )
-    head: DraftHead = EagleHead(config) if kind == "eagle" else Eagle3Head(config)
-    for name, weight in head.named_parameters():
-        if weight.ndim == 2 and not name.startswith("fc"):
-            torch.nn.init.normal_(weight, std=base.initializer_range)
-    if isinstance(head, Eagle3Head):
-        rows = slice(None) if draft_tokens_W is None else draft_tokens_W
-        head.lm_head.weight.data.copy_(target.model.get_output_embeddings().weight[rows])
-        if draft_tokens_W is not None and hasattr(head, "d2t"):
-            head.d2t.copy_(draft_tokens_W - torch.arange(len(draft_tokens_W)))
-            head.t2d[draft_tokens_W] = True
-    return head
+
+    def __init__(self, head: DraftHead, teacher: Teacher, steps: int, checkpoint: bool = False) -> None:
+        super().__init__()
+        self.head, self.steps, self.checkpoint = head, steps, checkpoint
+        self.sharded = False
+        self.teacher = (teacher,)  # a teacher's modules are not ours: nothing may register them
+
+    @abstractmethod
+    def weights(self, lesson: Lesson) -> torch.Tensor:
+        """Return 1 for every step and entry that counts, else 0: fp32 [K, R]."""
+
+    @abstractmethod
+    def losses(
+        self, lesson: Lesson, hidden_KRD: torch.Tensor, weight_KR: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss, a weighted sum, and where the head's likeliest token is the target's: bool [K, R]."""
+
+    def real(self, lesson: Lesson) -> torch.Tensor:
+        """Return which entries have a chain of k earlier ones in their own text: bool [K, R]."""
+        places_R = lesson.entries.positions_BS.flatten()[lesson.entries.rows_R]
+        return places_R >= torch.arange(self.steps, device=places_R.device)[:, None]
+
+    def features(self, lesson: Lesson) -> torch.Tensor:
+        """Return the features [B, S, F] that the head reads."""
+        return lesson.features_BSF
+
+    def forward(self, lesson: Lesson, counts_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss and, for every step, four counts [4, K].
+
+        Those are, over entries with a whole chain: all of them; those where the head's likeliest token is the
+        target's; those whose chain was right up to the step before; and those of them that are right too.
+
+        Args:
+            lesson: a micro-batch.
+            counts_K: what the sums of every step are divided by.
+        """
+        (teacher,), paired = self.teacher, lesson.entries
+        own = getattr(self.head, "embed_tokens", None)
+        embeds_BSD = own(paired.tokens_BS) if own is not None else teacher.embed(paired.tokens_BS)
+        states = unroll(
+            self.head,
+            embeds_BSD.to(self.head.dtype),
+            self.head.fuse(self.features(lesson).to(self.head.dtype)),
+            self.steps,
+            paired.positions_BS,
+            paired.segments_BS,
+            self.checkpoint,
+        )
+        hidden_KRD = torch.stack([state.flatten(0, 1).index_select(0, paired.rows_R) for state, _ in states])
+        weight_KR = self.weights(lesson) / counts_K.clamp(min=1)[:, None]
+        loss, right_KR = self.losses(lesson, hidden_KRD, weight_KR)
+        return loss, self._tallies(lesson, right_KR)
+
+    def _tallies(self, lesson: Lesson, right_KR: torch.Tensor) -> torch.Tensor:
+        real_KR, rows_R = self.real(lesson), lesson.entries.rows_R
+        alive_N = torch.ones(lesson.entries.tokens_BS.numel(), dtype=torch.bool, device=rows_R.device)
+        rows = []
+        for real_R, right_R in zip(real_KR, right_KR & real_KR, strict=True):
+            # An entry's chain goes on from the entry before it, one step earlier.
+            begun_R = real_R & alive_N[rows_R]
+            alive_R = begun_R & right_R
+            alive_N = torch.zeros_like(alive_N)
+            alive_N[rows_R + 1] = alive_R  # the last entry of a row never counts
+            rows.append(torch.stack([real_R.sum(), right_R.sum(), begun_R.sum(), alive_R.sum()]))
+        return torch.stack(rows, 1)
 
 
-def frequent_tokens(ids: np.ndarray, vocabulary: int, count: int) -> torch.Tensor:
-    """Return the ids of the `count` most frequent tokens, ascending; ties keep the lower id."""
-    counts_V = np.bincount(ids, minlength=vocabulary)
-    return torch.from_numpy(np.sort(np.argsort(-counts_V, kind="stable")[:count]))
+class EagleRecipe(Recipe):
+    """EAGLE-1/2: smooth L1 on features plus 0.1 times soft cross-entropy, on features with noise U(-0.1, 0.1).
+
+    One step (arXiv 2401.15077, section 3.2).
+    """
+
+    def __init__(self, head: DraftHead, teacher: Teacher, checkpoint: bool = False) -> None:
+        super().__init__(head, teacher, 1, checkpoint)
+
+    def weights(self, lesson: Lesson) -> torch.Tensor:
+        """Return 1 for every entry."""
+        return self.real(lesson).float()
+
+    def features(self, lesson: Lesson) -> torch.Tensor:
+        """Add to every row the noise of its seed."""
+        noise = [
+            torch.rand(row_SF.shape, generator=torch.Generator().manual_seed(seed))
+            for row_SF, seed in zip(lesson.features_BSF, lesson.entries.seeds_B, strict=True)
+        ]
+        noise_BSF = (torch.stack(noise) * 2 - 1) * FEATURE_NOISE
+        return lesson.features_BSF + noise_BSF.to(lesson.features_BSF)
+
+    def losses(
+        self, lesson: Lesson, hidden_KRD: torch.Tensor, weight_KR: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compare states with the target's next features, and their logits with its logits."""
+        (teacher,) = self.teacher
+        assert lesson.aims_RD is not None
+        token_loss, right_KR = cross_entropy(
+            hidden_KRD,
+            teacher.output_logits,
+            [],
+            lambda rows: teacher.logits(lesson, rows).softmax(-1, dtype=torch.float32),
+            TOKEN_WEIGHT * weight_KR,
+            lesson.answers_R,
+        )
+        return FEATURE_WEIGHT * smooth_l1(hidden_KRD[0], lesson.aims_RD, weight_KR[0]) + token_loss, right_KR
+
+
+class Eagle3Recipe(Recipe):
+    """EAGLE-3: training-time test, every step weighed 0.8 of the one before (arXiv 2503.01840, section 3.2).
+
+    Entries count where the target's likeliest token can be drafted.
+    """
+
+    head: Eagle3Head
+
+    @property
+    def output(self) -> list[nn.Module]:
+        """The modules that make logits of states."""
+        return [self.head.lm_head] if self.head.config.norm_output else [self.head.norm, self.head.lm_head]
+
+    @property
+    def drafted_W(self) -> torch.Tensor:
+        """Target ids of the draft vocabulary."""
+        return self.head.target_ids(torch.arange(self.head.draft_size, device=self.head.device))
+
+    def weights(self, lesson: Lesson) -> torch.Tensor:
+        """Return 1 for entries with a whole chain whose answer is in the draft vocabulary."""
+        return (self.real(lesson) & torch.isin(lesson.answers_R, self.drafted_W)).float()
+
+    def losses(
+        self, lesson: Lesson, hidden_KRD: torch.Tensor, weight_KR: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compare the head's logits with the target's over the draft vocabulary."""
+        (teacher,), drafted_W = self.teacher, self.drafted_W
+        decay_K = STEP_DECAY ** torch.arange(self.steps, device=weight_KR.device)
+        # Ids of the draft vocabulary ascend with the target's they stand for.
+        places_R = torch.searchsorted(drafted_W, lesson.answers_R).clamp(max=len(drafted_W) - 1)
+        return cross_entropy(
+            hidden_KRD,
+            self.head.logits,
+            [weight for module in self.output for weight in module.parameters()],
+            # Of stored logits an entry may have none that can be drafted; then it does not count.
+            lambda rows: teacher.logits(lesson, rows)[:, drafted_W].softmax(-1, dtype=torch.float32).nan_to_num(),
+            weight_KR * decay_K[:, None],
+            places_R.where(drafted_W[places_R] == lesson.answers_R, -1),
+            self.sharded,
+        )

@@ -1,0 +1,101 @@
+"""Checkpoints that a run goes on from bit for bit: whole or not there, the last few kept.
+
+    checkpoints/step_00000500/   what accelerate saves, weights and optimisers sharded or not
+                      run.json   written last: the step, the run's identity, the best acceptance length so far
+
+Order, noise and learning rate are functions of the step, so there is nothing else to save.
+"""
+
+import json
+import logging
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+RUN = "run.json"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run stands: optimiser steps done, and the best acceptance length so far, with its step."""
+
+    step: int = 0
+    best_tau: float | None = None
+    best_step: int | None = None
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: of the run.
+        accelerator: what saves and loads.
+        identity: what a run that is continued must have in common with this one.
+        keep: how many stay.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, identity: dict[str, Any], keep: int) -> None:
+        self.folder, self.accelerator, self.identity, self.keep = folder / "checkpoints", accelerator, identity, keep
+
+    def _whole(self) -> list[Path]:
+        return sorted(path.parent for path in self.folder.glob(f"step_*/{RUN}") if path.parent.suffix != ".tmp")
+
+    def resume(self) -> Point:
+        """Load the last whole checkpoint, if there is one.
+
+        Raises:
+            ValueError: it belongs to another run; the message names what differs.
+        """
+        whole = self._whole()
+        if not whole:
+            return Point()
+        saved = json.loads((whole[-1] / RUN).read_text())
+        made, now = saved["identity"], json.loads(json.dumps(self.identity))
+        differing = [
+            f"{name}={made.get(name)!r}, now {value!r}" for name, value in now.items() if made.get(name) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.folder} belongs to a run with {'; '.join(differing)}: choose another folder, or delete it"
+            )
+        self.accelerator.load_state(str(whole[-1]))
+        # Its count of micro-batches goes on from one of another size where a batch is now divided otherwise.
+        self.accelerator.step = 0
+        point = Point(**saved["point"])
+        logger.info("continuing after step %d", point.step)
+        return point
+
+    def save(self, point: Point) -> None:
+        """Write a checkpoint and remove the oldest beyond `keep`; every process takes part.
+
+        Raises:
+            OSError: it could not be written, on a full disk for instance.
+        """
+        place = self.folder / f"step_{point.step:08d}"
+        unfinished = place.with_suffix(".tmp")
+        if self.accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        try:
+            self.accelerator.save_state(str(unfinished))
+        except (OSError, RuntimeError, SafetensorError) as failure:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            words = str(failure).partition("\n")[0]
+            raise OSError(
+                f"no checkpoint could be written to {self.folder} ({words}): the last whole one stays"
+            ) from failure
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            document = {"point": asdict(point), "identity": self.identity}
+            (unfinished / RUN).write_text(json.dumps(document, indent=1) + "\n")
+            shutil.rmtree(place, ignore_errors=True)
+            unfinished.rename(place)
+            for old in self._whole()[: -self.keep]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()

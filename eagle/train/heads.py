@@ -1,0 +1,128 @@
+"""The head a run begins with: new, shaped after its target, or one that is trained further."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedConfig
+
+from eagle.model.checkpoint import head_config_from, load_head
+from eagle.model.configs import EConfig, tapped_layers
+from eagle.model.head import DraftHead, Eagle3Head, EagleHead
+from eagle.model.target import Taps
+from eagle.train.configure import head_config
+from eagle.train.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+FLAGS = ("norm_before_fc", "fc_norm", "norm_before_residual", "norm_output", "tap_layers")
+
+
+def config_of(settings: Settings, target: PreTrainedConfig) -> EConfig:
+    """Return the configuration of a new head: of `configpath`, or derived from the target's, with the flags given.
+
+    Raises:
+        FileNotFoundError: `configpath` does not exist.
+        ValueError: it does not fit the target.
+    """
+    if settings.configpath is None:
+        config = head_config(settings.kind, target)
+    else:
+        path = Path(settings.configpath)
+        if not path.is_file():
+            raise FileNotFoundError(f"configpath {path} does not exist")
+        config = head_config_from(json.loads(path.read_text(encoding="utf-8")), str(path))
+    chosen = {name: getattr(settings, name) for name in FLAGS if getattr(settings, name)}
+    if settings.draft_vocab_size is not None:
+        chosen["draft_vocab_size"] = settings.draft_vocab_size
+    for name, value in chosen.items():
+        setattr(config, name, value)
+    width = config.target_hidden_size or config.hidden_size
+    for name, mine, theirs in (("width", width, target.hidden_size), ("tokens", config.vocab_size, target.vocab_size)):
+        if mine != theirs:
+            raise ValueError(f"the head's config.json is for a target of {name} {mine}, this one has {theirs}")
+    if (config.draft_vocab_size or 0) > config.vocab_size:
+        raise ValueError(f"draft_vocab_size={config.draft_vocab_size} exceeds the target's {config.vocab_size} tokens")
+    return config
+
+
+def taps_of(kind: str, config: EConfig, target: PreTrainedConfig) -> Taps:
+    """Return what a head of this kind and configuration reads of its target."""
+    return "last" if kind == "eagle" else tapped_layers(config, target.num_hidden_layers)
+
+
+def new_head(
+    kind: str,
+    config: EConfig,
+    draft_tokens_W: torch.Tensor | None = None,
+    output_VD: torch.Tensor | None = None,
+) -> DraftHead:
+    """Make an untrained head.
+
+    Args:
+        kind: "eagle" or "eagle3".
+        config: its shape.
+        draft_tokens_W: target ids that an EAGLE-3 head with a draft vocabulary drafts, ascending.
+        output_VD: the target's output matrix, which an EAGLE-3 head's begins with where the widths agree.
+    """
+    narrow = config.target_hidden_size not in (None, config.hidden_size)
+    head: DraftHead = EagleHead(config) if kind == "eagle" else Eagle3Head(config, own_embeddings=narrow)
+    for name, weight in head.named_parameters():
+        if weight.ndim == 2 and not name.startswith("fc"):
+            nn.init.normal_(weight, std=config.initializer_range)
+    if isinstance(head, Eagle3Head):
+        rows = torch.arange(config.vocab_size) if draft_tokens_W is None else draft_tokens_W
+        if output_VD is not None and output_VD.shape[1] == config.hidden_size:
+            head.lm_head.weight.data.copy_(output_VD[rows.to(output_VD.device)])
+        if hasattr(head, "d2t"):
+            head.d2t.copy_(rows - torch.arange(len(rows)))
+            head.t2d[rows] = True
+    return head
+
+
+def frequent_tokens(counts_V: NDArray[np.int64], count: int) -> torch.Tensor:
+    """Return the ids of the `count` most frequent tokens, ascending; ties, unseen tokens too, keep the lower id."""
+    return torch.from_numpy(np.sort(np.argsort(-counts_V, kind="stable")[:count]))
+
+
+def first_head(
+    settings: Settings,
+    target: PreTrainedConfig,
+    counts: Callable[[], NDArray[np.int64]],
+    output_VD: torch.Tensor | None,
+) -> DraftHead:
+    """Return the head that a run begins with, in fp32.
+
+    Args:
+        settings: the run.
+        target: the target's text configuration.
+        counts: how often each token counts in the loss, [V]; asked where a draft vocabulary is to be chosen.
+        output_VD: see `new_head`.
+
+    Raises:
+        ValueError: a head of the other kind to go on from, or one that does not fit the target.
+    """
+    if settings.init_from is not None:
+        head = load_head(settings.init_from, target).float()
+        if isinstance(head, EagleHead) != (settings.kind == "eagle"):
+            raise ValueError(f"{settings.init_from} holds an {head.kind} head, kind={settings.kind!r}")
+        if settings.draft_vocab_size not in (None, head.draft_size):
+            raise ValueError(
+                f"draft_vocab_size={settings.draft_vocab_size}, but {settings.init_from} drafts {head.draft_size} "
+                "tokens, which stay the same ones"
+            )
+        return head.train()
+    config = config_of(settings, target)
+    chosen = None
+    if settings.kind == "eagle3" and config.draft_vocab_size not in (None, config.vocab_size):
+        counts_V = counts()
+        chosen = frequent_tokens(counts_V, config.draft_vocab_size)
+        covered = counts_V[chosen.numpy()].sum() / max(1, counts_V.sum())
+        logger.info("draft vocabulary of %d tokens covers %.2f %% of the answers", len(chosen), 100 * covered)
+    torch.manual_seed(settings.seed)
+    return new_head(settings.kind, config, chosen, output_VD)

@@ -1,0 +1,93 @@
+"""What a run says while it runs: a bar, `metrics.jsonl`, and accelerate's trackers."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+METRICS = "metrics.jsonl"
+
+
+class Progress:
+    """Collects what steps yield and shows it every few steps, so that no step waits for the device.
+
+    Args:
+        accelerator: sums over processes and owns the trackers.
+        folder: of `metrics.jsonl`.
+        first: the step it begins at; lines of later steps, from before an interruption, are dropped.
+        steps: optimiser steps of the run.
+        every: steps between lines.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, first: int, steps: int, every: int) -> None:
+        self.accelerator, self.path, self.every = accelerator, folder / METRICS, every
+        self.bar = tqdm(total=steps, initial=first, unit="step", mininterval=1, disable=not accelerator.is_main_process)
+        self._clear()
+        if accelerator.is_main_process:
+            unfinished = self.path.with_suffix(".tmp")
+            unfinished.write_text("".join(f"{line}\n" for line in _until(self.path, first)))
+            unfinished.replace(self.path)
+
+    def _clear(self) -> None:
+        self._since, self._count, self._tokens = time.monotonic(), 0, 0
+        self._loss: Any = 0.0
+        self._tallies: Any = 0
+
+    def add(self, step: int, loss: torch.Tensor, tallies_4K: torch.Tensor, tokens: int, rate: float) -> None:
+        """Count a step, the `step`-th: its loss and tallies of this process, tokens of all, learning rate."""
+        self._loss, self._tallies = self._loss + loss.detach(), self._tallies + tallies_4K
+        self._count, self._tokens = self._count + 1, self._tokens + tokens
+        self.bar.update()
+        if step % self.every == 0 or step == self.bar.total:
+            self._show(step, rate)
+
+    def _show(self, step: int, rate: float) -> None:
+        loss = self.accelerator.reduce(self._loss, "sum").item() / self._count
+        of, right, begun, alive = self.accelerator.reduce(self._tallies, "sum").tolist()
+        line = {
+            "step": step,
+            "loss": loss,
+            "learning_rate": rate,
+            "accuracy": _shares(right, of),
+            "conditional_acceptance": _shares(alive, begun),
+            "tokens_per_second": round(self._tokens / (time.monotonic() - self._since), 1),
+        }
+        shown = (" ".join(f"{share:.2f}" for share in line[name]) for name in ("accuracy", "conditional_acceptance"))
+        self.bar.set_postfix_str(
+            "loss {:.3f} | accuracy {} | if accepted so far {}".format(loss, *shown), refresh=False
+        )
+        self._clear()
+        self.note(line)
+
+    def note(self, line: dict[str, Any]) -> None:
+        """Write a line of metrics and hand its numbers to the trackers."""
+        if self.accelerator.is_main_process:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        flat = {name: value for name, value in line.items() if isinstance(value, float)}
+        flat |= {
+            f"{name}/{depth}": share
+            for name, shares in line.items()
+            if isinstance(shares, list)
+            for depth, share in enumerate(shares)
+        }
+        self.accelerator.log(flat, step=line["step"])
+
+
+def _until(path: Path, step: int) -> Iterator[str]:
+    """Yield the whole lines of a file of metrics up to a step; a crash may have left half a line."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            if json.loads(line)["step"] <= step:
+                yield line
+        except ValueError:
+            continue
+
+
+def _shares(parts: list[float], wholes: list[float]) -> list[float]:
+    return [round(part / whole, 4) if whole else 0.0 for part, whole in zip(parts, wholes, strict=True)]

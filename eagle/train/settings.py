@@ -1,0 +1,150 @@
+"""What a training run is told, by flags, by a YAML file, or by both: flags win."""
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from transformers import HfArgumentParser
+
+# These may change between the parts of a run that was interrupted: they do not change what it computes.
+FREE = ("cpdir", "save_every", "keep_checkpoints", "log_every", "report_to", "config", "local_rank")
+EAGLE3 = ("draft_vocab_size", "tap_layers", "norm_before_fc", "fc_norm", "norm_before_residual", "norm_output")
+BATCH = ("bs", "gradient_accumulation_steps")
+
+
+def _about(help: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All that makes a run; every field is a flag of the same name, with dashes if you like."""
+
+    tmpdir: str | None = _about("folder of python -m eagle.data (the target runs in the loop) or of eagle.ge_data")
+    cpdir: str | None = _about("where the head goes, and its checkpoints")
+    basepath: str | None = _about("target; default: the one that the data folder was made for")
+    testpath: str | None = _about("folder of python -m eagle.data with held-out texts, for acceptance lengths")
+    config: str | None = _about("YAML file of these settings; flags win over it")
+
+    kind: Literal["eagle", "eagle3"] = _about("what is trained: EAGLE-1/2 or EAGLE-3", "eagle")
+    configpath: str | None = _about("config.json of the head; default: derived from the target")
+    init_from: str | None = _about("head to go on from: folder or Hub id; its draft vocabulary is kept")
+    draft_vocab_size: int | None = _about("tokens an EAGLE-3 head drafts, the most frequent ones; default: all")
+    tap_layers: list[int] | None = field(
+        default=None, metadata={"help": "layers whose inputs an EAGLE-3 head reads; default: 2, n//2, n-3"}
+    )
+    norm_before_fc: bool = _about("EAGLE-3.1: one norm over the three features", False)
+    fc_norm: bool = _about("EAGLE-3.1: a norm per feature", False)
+    norm_before_residual: bool = _about("EAGLE-3.1: the residual is taken after the norm", False)
+    norm_output: bool = _about("EAGLE-3.1: the state after the last norm goes to the next step", False)
+    ttt_length: int = _about("unrolled steps of EAGLE-3's training-time test", 7)
+
+    epochs: float = _about("times all texts are read", 1.0)
+    max_steps: int | None = _about("optimiser steps, instead of epochs")
+    bs: int = _about("rows per process and micro-batch", 4)
+    gradient_accumulation_steps: int = _about("micro-batches per optimiser step", 1)
+    length: int | None = _about("texts are packed into rows of so many tokens; default: one text per row")
+    optimizer: Literal["adamw", "muon"] = _about("muon: matrices by Muon, the rest by AdamW", "adamw")
+    lr: float | None = _about("peak learning rate; default: 1e-4 for adamw, 5e-3 for muon")
+    warmup_steps: int = _about("steps until the peak", 100)
+    lr_scheduler: Literal["cosine", "linear", "constant"] = _about("what follows the peak", "cosine")
+    weight_decay: float = _about("of the matrices", 0.0)
+    max_grad_norm: float = _about("gradients are clipped to this norm", 0.5)
+    seed: int = _about("of weights, order and noise", 0)
+
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = _about("default: what accelerate launch says")
+    gradient_checkpointing: bool = _about("compute activations again instead of keeping them", False)
+    dtype: str = _about("of the target: auto is the one it was saved in", "auto")
+    load_in_4bit: bool = _about("quantise the target", False)
+    load_in_8bit: bool = _about("quantise the target", False)
+    target_device_map: str | None = _about("where the target is, if not beside the head: auto, cuda:1, cpu")
+    deepspeed_config: str | None = _about("JSON file for DeepSpeed")
+    local_rank: int = _about("set by launchers", -1)
+
+    save_every: int = _about("steps between checkpoints", 500)
+    keep_checkpoints: int = _about("how many of the last ones stay", 2)
+    eval_every: int = _about("steps between measurements of the acceptance length", 500)
+    eval_prompts: int = _about("held-out prompts of each", 32)
+    eval_tokens: int = _about("new tokens of each", 64)
+    eval_total_token: int = _about("nodes of the tree that is measured with", 60)
+    log_every: int = _about("steps between lines of metrics.jsonl", 10)
+    report_to: list[str] = field(
+        default_factory=list, metadata={"help": "trackers of accelerate: tensorboard, wandb, mlflow"}
+    )
+
+    def __post_init__(self) -> None:
+        positive = ("ttt_length", "bs", "gradient_accumulation_steps", "save_every", "keep_checkpoints", "eval_every")
+        for name in (*positive, "eval_prompts", "eval_tokens", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, least in (("max_steps", 1), ("length", 4), ("draft_vocab_size", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
+        for name in ("epochs", "peak_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name.replace('peak_rate', 'lr')}={getattr(self, name)} must be above 0")
+        if others := [name for name in EAGLE3 if getattr(self, name) and self.kind == "eagle"]:
+            raise ValueError(f"{', '.join(others)}: EAGLE-3's alone, the run's kind is 'eagle'")
+        shape = [name for name in ("configpath", *EAGLE3[1:]) if getattr(self, name)]
+        if self.init_from is not None and shape:
+            raise ValueError(f"{', '.join(shape)}: the head of init_from={self.init_from!r} has its shape already")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_4bit and load_in_8bit exclude each other")
+
+    @property
+    def peak_rate(self) -> float:
+        """The highest learning rate."""
+        return self.lr if self.lr is not None else {"adamw": 1e-4, "muon": 5e-3}[self.optimizer]
+
+    def identity(self, processes: int) -> dict[str, Any]:
+        """Return what a run that is to be continued must have in common with what it continues."""
+        rows = self.bs * self.gradient_accumulation_steps * processes
+        shared = {name: value for name, value in asdict(self).items() if name not in (*FREE, *BATCH)}
+        # DeepSpeed's checkpoints are those of its processes.
+        return shared | {"rows": rows} | ({"processes": processes} if self.deepspeed_config is not None else {})
+
+
+def parse(argv: Sequence[str] | None, prog: str, about: str, **defaults: Any) -> Settings:
+    """Read settings from a command line and the YAML file it may name.
+
+    Args:
+        argv: the arguments; None means the process's own.
+        prog, about: for `--help`.
+        defaults: of this entry point, where they differ.
+
+    Raises:
+        SystemExit: something is wrong; said on standard error.
+    """
+    parser: ArgumentParser = HfArgumentParser(Settings, prog=prog, description=about, allow_abbrev=False)  # type: ignore[arg-type]
+    parser.set_defaults(**defaults)
+    first = ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(argv)[0].config
+    try:
+        given = sys.argv[1:] if argv is None else list(argv)
+        return Settings(**vars(parser.parse_args([*(_from_yaml(path) if path else []), *given])))
+    except (ValueError, OSError, yaml.YAMLError) as refusal:
+        parser.error(str(refusal))
+
+
+def _from_yaml(path: str) -> list[str]:
+    """Return the flags that a file stands for, so that one parser judges both."""
+    chosen = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    known = {each.name for each in fields(Settings)}
+    if not isinstance(chosen, dict):
+        raise ValueError(f"{path} must hold names and values")
+    chosen = {str(name).replace("-", "_"): value for name, value in chosen.items()}
+    if unknown := sorted(set(chosen) - known):
+        raise ValueError(f"{path} names unknown settings {unknown}")
+    flags: list[str] = []
+    for name, value in chosen.items():
+        if name == "mixed_precision" and value is False:
+            value = "no"  # which YAML reads as a boolean
+        if value is not None and value is not False:
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            flags += [f"--{name}", *map(str, values)]
+    return flags

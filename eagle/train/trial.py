@@ -1,0 +1,81 @@
+"""The acceptance length τ of a head on held-out texts, by really decoding with it.
+
+The head is written and read back as users will have it, so what is measured is what is saved.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from eagle.data_folder import Prepared
+from eagle.data_samples import Sample
+from eagle.model.ea_model import EaModel
+from eagle.model.stats import GenerationStats
+from eagle.train.settings import Settings
+
+DOCUMENT_PROMPT = 64  # tokens of a text without questions that are given
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a head is worth.
+
+    Attributes:
+        tau: the acceptance length.
+        conditional: at each depth, how often a draft was accepted whose ancestors were.
+    """
+
+    tau: float
+    conditional: list[float]
+
+    @classmethod
+    def of(cls, accepted: list[int]) -> "Trial":
+        """Make a trial of the drafted tokens that every verify forward accepted."""
+        stats = GenerationStats(row_steps=len(accepted), accepted_per_step=accepted)
+        reached = [stats.row_steps, *stats.accepted_per_depth]
+        return cls(stats.acceptance_length, [now / before for before, now in pairwise(reached)])
+
+
+def prompts(data: Prepared, count: int) -> list[torch.Tensor]:
+    """Return the ids [1, S] of what is before the first answer of the first texts, or the start of plain ones.
+
+    Raises:
+        ValueError: no text is long enough.
+    """
+    found = [prompt for sample in data[: 4 * count] if len(prompt := _asked(sample)) >= 2][:count]
+    if not found:
+        raise ValueError(f"no text in {data.folder} is long enough to be continued")
+    return [torch.from_numpy(ids).long()[None] for ids in found]
+
+
+def _asked(sample: Sample) -> Any:
+    first = int(sample.mask.argmax())
+    return sample.ids[: first if first > 1 else min(DOCUMENT_PROMPT, len(sample) // 2)]
+
+
+def decode(base: Any, path: str, head: Path, texts: Sequence[torch.Tensor], settings: Settings) -> list[int]:
+    """Decode greedily and return how many drafted tokens every verify forward accepted.
+
+    Args:
+        base: the target.
+        path: where it came from.
+        head: folder of the head.
+        texts: prompt ids [1, S] each.
+        settings: tree and tokens.
+    """
+    model = EaModel(None, base, path, str(head), total_token=settings.eval_total_token)
+    accepted = list[int]()
+    for ids in tqdm(texts, desc="τ", leave=False, disable=None):
+        room = model.target.last_position
+        tokens = settings.eval_tokens if room is None else min(settings.eval_tokens, room - ids.shape[1])
+        if tokens < 1:
+            continue
+        device_ids = ids.to(model.target.device)
+        model.eagenerate(device_ids, max_new_tokens=tokens, max_length=ids.shape[1] + tokens)
+        accepted += model.stats.accepted_per_step
+    return accepted

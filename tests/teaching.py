@@ -1,0 +1,96 @@
+"""Lessons for tests: texts from tensors, the teacher of a tiny target."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from architectures import VOCABULARY, base_model
+from safetensors.torch import load_file
+
+from eagle.data_batches import Bucketed, Packed
+from eagle.data_folder import Counts, write_shard, write_summary
+from eagle.data_samples import Sample
+from eagle.data_shards import shard_path
+from eagle.model.head import DraftHead, EagleHead
+from eagle.model.target import TargetModel
+from eagle.train.heads import taps_of
+from eagle.train.lessons import Lesson
+from eagle.train.recipe import Eagle3Recipe, EagleRecipe, Recipe
+from eagle.train.teachers import TargetTeacher
+
+
+class Texts:
+    """Samples in memory."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self.samples = samples
+        self.lengths_N = np.array([len(sample) for sample in samples])
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+def texts(ids_BT: Any, mask_BT: Any = None) -> Texts:
+    """Make a sample of every row."""
+    masks = [torch.ones(len(row), dtype=torch.bool) for row in ids_BT] if mask_BT is None else mask_BT
+    pairs = zip(ids_BT, masks, strict=True)
+    return Texts([Sample(ids.numpy().astype(np.int32), torch.as_tensor(mask).numpy()) for ids, mask in pairs])
+
+
+def random_texts(*lengths: int, seed: int = 0) -> Texts:
+    """Make samples of random ids."""
+    generator = torch.Generator().manual_seed(seed)
+    return texts([torch.randint(3, 80, (length,), generator=generator) for length in lengths])
+
+
+def recipe_for(
+    head: DraftHead, target: TargetModel, samples: Texts, rows: int, steps: int = 1, length: int | None = None
+) -> Recipe:
+    """Return the recipe of a head, its teacher on the target in the loop."""
+    kind = "eagle" if isinstance(head, EagleHead) else "eagle3"
+    batches = Bucketed(samples, rows) if length is None else Packed(samples, rows, length)
+    teacher = TargetTeacher(target, taps_of(kind, head.config, target.config), batches, torch.device("cpu"))
+    return EagleRecipe(head, teacher) if kind == "eagle" else Eagle3Recipe(head, teacher, steps)
+
+
+def lesson_of(recipe: Recipe, rows: list[list[int]], seed: int = 7) -> Lesson:
+    """Return the lesson of rows of samples."""
+    return recipe.teacher[0].lesson(rows, [seed + row for row in range(len(rows))])
+
+
+def loss_of(recipe: Recipe, lesson: Lesson) -> torch.Tensor:
+    """Return the loss of a lesson alone: a mean over its own entries."""
+    return recipe(lesson, recipe.weights(lesson).sum(1))[0]
+
+
+def data_folder(folder: Path, samples: Texts, target: str, vocabulary: int = VOCABULARY, **fields: Any) -> Path:
+    """Write samples as `python -m eagle.data` does."""
+    folder.mkdir(parents=True)
+    counts = Counts(rows=len(samples.samples))
+    for sample in samples.samples:
+        counts.add(sample)
+    settings = {"target": target, "template": None, "vocabulary": vocabulary, "vocabulary_hash": "none", **fields}
+    write_shard(shard_path(folder, 0), samples.samples, settings, counts)
+    write_summary(folder, settings, counts, 1)
+    return folder
+
+
+def school(folder: Path, name: str = "llama") -> dict[str, str]:
+    """Write a tiny target and data for it; return the settings that name them."""
+    base_model(name).save_pretrained(folder / "base")
+    samples = random_texts(*([24] * 24))
+    data = data_folder(folder / "data", samples, str(folder / "base"))
+    return {"tmpdir": str(data), "cpdir": str(folder / "head")}
+
+
+def weights_of(folder: Path | str) -> dict[str, torch.Tensor]:
+    """Read a head's tensors."""
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def losses_of(folder: Path | str) -> list[float]:
+    """Read the losses of a run, step by step."""
+    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
