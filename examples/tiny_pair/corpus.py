@@ -5,8 +5,8 @@ Nothing of a held-out package reaches the tokenizer, the target or the heads.
 
     python examples/tiny_pair/corpus.py --out build/tiny_pair
 
-writes `tokenizer/`, `train.npy`, `held_out.npy` (uint16 ids, files separated by `<|endoftext|>`) and `corpus.json`
-(what was kept, dropped and held out, and why).
+writes `tokenizer/`, `train.npy`, `held_out.npy` (uint16 ids, files separated by `<|endoftext|>`), `train.jsonl`,
+`held_out.jsonl` (a file's text per line) and `corpus.json` (what was kept, dropped and held out, and why).
 """
 
 import argparse
@@ -141,9 +141,11 @@ def main(argv: list[str] | None = None) -> int:
     tokenizer = train_tokenizer(train)
     args.out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(args.out / "tokenizer")
-    ids = {"train": encode(tokenizer, train), "held_out": encode(tokenizer, list(corpus.held_out.values()))}
-    for name, array in ids.items():
-        np.save(args.out / f"{name}.npy", array)
+    texts = {"train": train, "held_out": list(corpus.held_out.values())}
+    ids = {name: encode(tokenizer, files) for name, files in texts.items()}
+    for name, files in texts.items():
+        np.save(args.out / f"{name}.npy", ids[name])
+        (args.out / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in files))
     report = {
         "python": sysconfig.get_python_version(),
         "train_files": len(corpus.train),
