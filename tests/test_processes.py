@@ -6,6 +6,7 @@ Everything runs in fp32 on two processes with gloo. A sum in another order moves
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from teaching import losses_of, school, weights_of
 
 from eagle.train.main import run_of
-from eagle.train.processes import deepspeed_settings
+from eagle.train.processes import accelerator, deepspeed_settings
 from eagle.train.settings import Settings
 
 TOLERANCE = 1e-4
@@ -48,18 +49,48 @@ def stage(folder: Path, number: int) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("how", ["ddp", 2, pytest.param(3, marks=pytest.mark.nightly)], ids=["ddp", "zero-2", "zero-3"])
-def test_two_processes_train_as_one_does(tmp_path, how):
-    if how != "ddp":
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what `accelerate launch --use_fsdp` sets
+NIGHTLY = pytest.mark.nightly
+
+
+def launch_by(how: str, folder: Path, settings: dict[str, object]) -> None:
+    """Train in two processes, divided by "ddp", "fsdp", "zero-2" or "zero-3"."""
+    if how.startswith("zero"):
         pytest.importorskip("deepspeed")
+        settings = {**settings, "deepspeed_config": stage(folder, int(how[-1]))}
+    launch(settings, **(FSDP if how == "fsdp" else {}))
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp", "zero-2", pytest.param("zero-3", marks=NIGHTLY)])
+def test_two_processes_train_as_one_does(tmp_path, how):
     chosen = {**SMALL, **school(tmp_path), "kind": "eagle3"}
     run_of(Settings(**{**chosen, "bs": 10}))
     # 24 texts: the last step of an epoch has four, all of one process's first micro-batch, and the rest is empty.
     divided = {**chosen, "bs": 5, "cpdir": str(tmp_path / "two"), "testpath": chosen["tmpdir"], "eval_tokens": 8}
-    if how != "ddp":
-        divided["deepspeed_config"] = stage(tmp_path, how)
-    launch({**divided, "max_steps": 6})
+    launch_by(how, tmp_path, divided)
     assert_same_run(Path(chosen["cpdir"]), tmp_path / "two")
+
+
+@NIGHTLY
+@pytest.mark.parametrize("how", ["ddp", "fsdp", "zero-2", "zero-3"])
+def test_two_processes_accumulate_and_go_on_after_a_checkpoint(tmp_path, how):
+    chosen = {**SMALL, **school(tmp_path), "kind": "eagle3"}
+    run_of(Settings(**{**chosen, "bs": 12}))
+    folder = tmp_path / "two"
+    divided = {
+        **chosen,
+        "bs": 3,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+        "cpdir": str(folder),
+    }
+    launch_by(how, tmp_path, divided)
+    assert_same_run(Path(chosen["cpdir"]), folder)
+    whole = weights_of(folder)
+    shutil.rmtree(folder / "checkpoints" / "step_00000006")
+    (folder / "model.safetensors").unlink()
+    launch_by(how, tmp_path, divided)
+    assert all(torch.equal(weight, whole[name]) for name, weight in weights_of(folder).items())
 
 
 def test_deepspeed_is_told_what_the_run_is_told(tmp_path):
@@ -83,8 +114,13 @@ def test_a_file_for_deepspeed_that_contradicts_the_run_is_refused(tmp_path, file
         deepspeed_settings(Settings(deepspeed_config=str(path)))
 
 
-def test_what_cannot_be_sharded_is_refused(tmp_path):
+def test_what_cannot_be_sharded_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="optimizer='muon' cannot be sharded"):
         deepspeed_settings(Settings(deepspeed_config=stage(tmp_path, 2), optimizer="muon"))
     with pytest.raises(FileNotFoundError, match=r"none\.json does not exist"):
         deepspeed_settings(Settings(deepspeed_config=str(tmp_path / "none.json")))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="optimizer='muon' cannot be sharded by FSDP"):
+        accelerator(Settings(optimizer="muon"))
+    with pytest.raises(ValueError, match="choose the second, --fsdp_version 2"):
+        accelerator(Settings())

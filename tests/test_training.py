@@ -232,7 +232,7 @@ def test_activations_computed_again_change_no_weight(tmp_path):
 
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
 def test_one_batch_is_learnt_by_heart_and_then_every_draft_is_accepted(tmp_path, kind):
-    base = base_model("llama")
+    base = copy.deepcopy(base_model("llama"))
     with torch.no_grad():
         base.lm_head.weight.mul_(40)  # a target that is sure: the least loss of a soft target is its entropy
     base.save_pretrained(tmp_path / "base")

@@ -1,4 +1,4 @@
-"""Processes, devices and precision: accelerate, and DeepSpeed through it."""
+"""Processes, devices and precision: accelerate, and FSDP and DeepSpeed through it."""
 
 import json
 import os
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs
 from transformers.integrations import unset_hf_deepspeed_config
 
 from eagle.train.settings import Settings
@@ -19,9 +19,9 @@ def accelerator(settings: Settings) -> Accelerator:
     Raises:
         FileNotFoundError: the file for DeepSpeed does not exist.
         ImportError: DeepSpeed or a tracker is not installed.
-        ValueError: DeepSpeed is told something else than we are.
+        ValueError: DeepSpeed is told something else than we are, or what the run asks for cannot be sharded.
     """
-    plugin = None
+    plugin, fsdp = None, _fsdp(settings)
     if settings.deepspeed_config is None and os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise ValueError("launched under DeepSpeed without --deepspeed_config: name its file, e.g. ds_config.json")
     if settings.deepspeed_config is not None:
@@ -37,7 +37,10 @@ def accelerator(settings: Settings) -> Accelerator:
         log_with=settings.report_to or None,
         project_dir=settings.cpdir,
         deepspeed_plugin=plugin,
+        fsdp_plugin=fsdp,
     )
+    if on_cpu and fsdp is not None and made.num_processes > 1:
+        _shard_on_cpus(made, fsdp)
     if made.mixed_precision == "fp16" and settings.optimizer == "muon":
         raise ValueError(
             "optimizer='muon' is two optimisers, which one scaler of fp16 does not serve: use bf16 or adamw"
@@ -45,6 +48,25 @@ def accelerator(settings: Settings) -> Accelerator:
     # Under ZeRO-3 transformers would load the frozen target in parts, which only an engine of DeepSpeed's gathers.
     unset_hf_deepspeed_config()
     return made
+
+
+def _fsdp(settings: Settings) -> FullyShardedDataParallelPlugin | None:
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+        return None
+    if settings.optimizer != "adamw":
+        raise ValueError(f"optimizer={settings.optimizer!r} cannot be sharded by FSDP: use adamw")
+    plugin = FullyShardedDataParallelPlugin()
+    if plugin.fsdp_version != 2:
+        raise ValueError("this is FSDP's first version: choose the second, --fsdp_version 2 of accelerate launch")
+    return plugin
+
+
+def _shard_on_cpus(made: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+    # torch shards on CPUs as well; accelerate asks for an accelerator where it chooses, and nowhere after.
+    if made.mixed_precision != "no":
+        plugin.set_mixed_precision(made.mixed_precision)
+    made.state.fsdp_plugin = plugin
+    made.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
 
 
 def shards_weights(accelerator: Accelerator) -> bool:
