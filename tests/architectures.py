@@ -50,7 +50,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 @cache
 def base_model(name: str) -> Any:
-    """Return the architecture's model with random weights, fp32, the same in every call."""
+    """Return the architecture's model with random weights, fp32, the same in every call: copy it to edit it."""
     own = {"vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"} if name == "gpt2" else set(SMALL)
     config = AutoConfig.for_model(name, **{**{k: v for k, v in SMALL.items() if k in own}, **ARCHITECTURES[name]})
     torch.manual_seed(sum(map(ord, name)))
@@ -60,7 +60,23 @@ def base_model(name: str) -> Any:
         for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.mul_(4)
+    MADE[name] = model, _edits(model)
     return model
+
+
+MADE: dict[str, tuple[Any, int]] = {}
+
+
+def _edits(model: Any) -> int:
+    return sum(parameter._version for parameter in model.parameters())
+
+
+def edited_models() -> list[str]:
+    """Return which shared models were edited in place since the last call."""
+    names = [name for name, (model, edits) in MADE.items() if _edits(model) != edits]
+    for name in names:
+        MADE[name] = MADE[name][0], _edits(MADE[name][0])
+    return names
 
 
 def prompts(model: Any, batch: int, length: int = 9, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

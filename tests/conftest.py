@@ -1,12 +1,14 @@
-"""Settings every test relies on: exact fp32 products, one thread per worker, no Hub."""
+"""What every test relies on: exact fp32 products, one thread per worker, no Hub, shared models as they were made."""
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
 import torch
+from architectures import edited_models
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -15,3 +17,9 @@ def exact_arithmetic() -> None:
     torch.set_float32_matmul_precision("highest")
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.fixture(autouse=True)
+def shared_models_stay_as_made() -> Iterator[None]:
+    yield
+    assert not edited_models(), "a test edited a model that others share: it must edit a copy"

@@ -69,6 +69,9 @@ def test_two_processes_train_as_one_does(tmp_path, how):
     divided = {**chosen, "bs": 5, "cpdir": str(tmp_path / "two"), "testpath": chosen["tmpdir"], "eval_tokens": 8}
     launch_by(how, tmp_path, divided)
     assert_same_run(Path(chosen["cpdir"]), tmp_path / "two")
+    if how == "fsdp":
+        with pytest.raises(ValueError, match="fsdp=True, now False"):
+            run_of(Settings(**{**divided, "bs": 10}))
 
 
 @NIGHTLY

@@ -46,7 +46,7 @@ def run_of(settings: Settings) -> None:
     head = first_head(settings, learnt_from.config, learnt_from.counts, learnt_from.output_VD)
     folder = Path(str(settings.cpdir))
     folder.mkdir(parents=True, exist_ok=True)
-    identity = settings.identity(processes.num_processes)
+    identity = {**settings.identity(processes.num_processes), "fsdp": processes.is_fsdp2}  # checkpoints of its own kind
     rows = identity["rows"]
     teacher = learnt_from.teacher(taps_of(settings.kind, head.config, learnt_from.config), rows)
     recipe: Recipe
