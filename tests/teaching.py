@@ -90,7 +90,7 @@ def weights_of(folder: Path | str) -> dict[str, torch.Tensor]:
     return load_file(Path(folder) / "model.safetensors")
 
 
-def losses_of(folder: Path | str) -> list[float]:
-    """Read the losses of a run, step by step."""
+def losses_of(folder: Path | str, name: str = "loss") -> list[float]:
+    """Read the losses of a run, or other numbers of its metrics, step by step."""
     lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
+    return [line[name] for line in lines if name in line]

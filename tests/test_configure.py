@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from published_bases import BASES
-from transformers import AutoConfig, GPT2Config, LlamaConfig, Qwen2Config
+from transformers import AutoConfig, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
 
 import eagle.train.configure as configure
 from eagle.model.checkpoint import head_config_from
@@ -81,6 +81,20 @@ def test_bases_without_llama_s_fields_have_heads_too():
     assert (
         head_config("eagle", Qwen2Config(**SMALL)).qkv_bias and not head_config("eagle3", Qwen2Config(**SMALL)).qkv_bias
     )
+
+
+def test_the_width_and_biases_of_a_base_are_found_by_whatever_name_it_has_them():
+    assert head_config("eagle", GPT2Config(n_embd=48, n_head=4, n_inner=100)).intermediate_size == 100
+    assert head_config("eagle", OPTConfig(hidden_size=48, num_attention_heads=4, ffn_dim=70)).intermediate_size == 70
+    widths = AutoConfig.for_model("gemma3n_text", num_hidden_layers=2, intermediate_size=[96, 64])
+    assert head_config("eagle", widths).intermediate_size == 96
+    assert head_config("eagle", AutoConfig.for_model("qwen2_moe")).qkv_bias
+
+
+def test_the_target_s_own_width_and_vocabulary_may_be_named():
+    for kind in ("eagle", "eagle3"):
+        assert head_config(kind, small(), hidden_size=64).target_hidden_size is None
+    assert head_config("eagle3", small(), 100).draft_vocab_size == 100
 
 
 def test_the_text_part_of_a_base_that_reads_more_counts():

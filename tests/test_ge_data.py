@@ -17,6 +17,7 @@ import pytest
 import torch
 from architectures import LONGROPE_SWITCH, VOCABULARY, base_model
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig
 
@@ -154,6 +155,7 @@ def test_the_summary_says_what_training_needs_instead_of_a_target(made):
         None,
     )
     assert (summary["samples"], summary["tokens"], summary["vocabulary"]) == (len(LENGTHS), sum(LENGTHS), VOCABULARY)
+    assert "data.max_length" in summary and not {"data.first", "data.reasons"} & summary.keys()
     config = AutoConfig.for_model(**summary["config"])
     assert (config.hidden_size, config.vocab_size, config.num_hidden_layers) == (32, VOCABULARY, 7)
     assert planned(made / "x", made / "data", target=saved(made, "gemma2")).facts["transform"] == {
@@ -175,6 +177,7 @@ def test_batches_are_made_of_features_without_reading_any(made):
 def test_shards_are_ranges_of_samples_by_length_alone():
     lengths = np.array([3, 4, 9, 1, 1, 1, 2])
     assert ranges(lengths, 7) == [range(0, 2), range(2, 3), range(3, 7)]
+    assert ranges(np.array([5, 4, 3, 5, 2]), 7) == [range(0, 1), range(1, 3), range(3, 5)]
     assert batches(lengths, 2, None) == [[2, 1], [0, 6], [3, 4], [5]]
     assert batches(lengths, 2, 3) == [[2], [1], [0, 6], [3, 4], [5]]
 
@@ -290,6 +293,20 @@ def test_a_disk_that_is_too_small_is_refused_before_work_starts(made, monkeypatc
     assert main(made, "big") == 0 and contents(made / "big") == contents(made / "whole")
 
 
+@pytest.mark.parametrize("options", [(), ("--top-logits", "5")])
+def test_the_bytes_of_every_file_are_known_before_it_is_written(made, options):
+    assert main(made, f"sized {len(options)}", *options) == 0
+    plan = planned(made / f"sized {len(options)}", made / "data", batch=3, shard_mb=0.02, top_k=5 if options else None)
+    header = plan.size([], True) - plan.door_bytes
+    assert header > len(plan.about)
+    for shard in range(len(plan.shards)):
+        numbers = sum(part.nbytes for part in load_file(plan.path(shard)).values())
+        assert plan.size([shard], False) == numbers + header
+    # Whether the output matrix has a bias only its weights say.
+    doors = sum(part.nbytes for part in load_file(plan.doors).values())
+    assert doors <= plan.door_bytes <= doors + 4 * VOCABULARY
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting needs root")
 def test_a_disk_that_fills_up_midway_leaves_whole_files_and_says_so(made, monkeypatch, capsys):
     small = made / "small"
@@ -382,6 +399,8 @@ def test_a_folder_made_otherwise_is_refused_by_what_differs(made, tmp_path, caps
         capsys, made, "whole", "--dtype", "float16"
     )
     assert "bs=3, now 4" in refused(capsys, made, "whole", "--bs", "4")
+    whole, exact = (planned(made / "x", made / "data", shard_mb=size) for size in (1, 1.0))
+    assert whole.about == exact.about
     assert "shard_mb=0.02, now 0.01" in refused(capsys, made, "whole", "--shard-mb", "0.01")
     texts(tmp_path / "data", str(made / "llama"), max_length=99)
     shutil.copytree(made / "whole", tmp_path / "out")
@@ -394,6 +413,16 @@ def test_a_folder_made_otherwise_is_refused_by_what_differs(made, tmp_path, caps
     (tmp_path / "out" / "features.json").write_text(json.dumps({**summary, "format": 99}))
     with pytest.raises(ValueError, match="has format 99, this version reads 1"):
         load_features(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("left", "option"),
+    [("doors", ("--dtype", "float16")), ("shard_00002", ("--shard-mb", "1")), ("shard_00000", ("--bs", "4"))],
+)
+def test_one_file_that_is_left_of_other_settings_is_refused(made, capsys, left, option):
+    (made / f"left {left}").mkdir()
+    shutil.copy(made / "whole" / f"{left}.safetensors", made / f"left {left}")
+    assert "was made with" in refused(capsys, made, f"left {left}", *option)
 
 
 def test_numbers_that_a_dtype_cannot_hold_are_refused(made, tmp_path, capsys):
