@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from eagle.chat import RowError
@@ -56,6 +56,8 @@ class Counts:
     @property
     def skips(self) -> str:
         """The skipped rows in one line."""
+        if not self.rows:
+            return "there is none"
         rest = "; …" if self.skipped > len(self.first) else ""
         return f"{self.skipped} of {self.rows} rows skipped: {'; '.join(self.first)}{rest}"
 
@@ -67,7 +69,11 @@ def vocabulary_hash(tokenizer: Any) -> str:
 
 
 def write_shard(path: Path, samples: Sequence[Sample], settings: dict[str, Any], counts: Counts) -> None:
-    """Write samples, and the counts up to their end."""
+    """Write samples, and the counts up to their end.
+
+    Raises:
+        OSError: the disk is full, or fails; nothing of the shard is left.
+    """
     tensors = {
         "ids": np.concatenate([sample.ids for sample in samples]),
         "mask": np.concatenate([sample.mask for sample in samples]),
@@ -75,8 +81,14 @@ def write_shard(path: Path, samples: Sequence[Sample], settings: dict[str, Any],
     }
     unfinished = path.with_suffix(".tmp")
     # One entry: several would be written in any order, and the same data would not be the same bytes.
-    save_file(tensors, unfinished, {"made": json.dumps({"settings": settings, "counts": asdict(counts)})})
-    unfinished.replace(path)
+    try:
+        save_file(tensors, unfinished, {"made": json.dumps({"settings": settings, "counts": asdict(counts)})})
+        unfinished.replace(path)
+    except (OSError, SafetensorError) as failure:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} could not be written ({failure}): with more room the same command goes on after what is there"
+        ) from failure
 
 
 def unfinished_run(folder: Path, settings: dict[str, Any]) -> tuple[int, Counts]:

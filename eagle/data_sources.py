@@ -81,7 +81,7 @@ def _document(text: Any) -> Document:
         raise RowError(f"text is a {type(text).__name__}, not a string")
     if not text.strip():
         raise RowError("an empty document")
-    return Document(text)
+    return Document(_encodable(text))
 
 
 def _sharegpt(index: int, turn: Any) -> Message:
@@ -111,7 +111,16 @@ def _turn(index: int, role: Any, content: Any) -> Message:
         raise RowError(f"turn {index + 1} is not text")
     if role != "system" and not content.strip():
         raise RowError(f"turn {index + 1} is empty")
-    return {"role": role, "content": content}
+    return {"role": role, "content": _encodable(content)}
+
+
+def _encodable(text: str) -> str:
+    # JSON can escape half of a character, which no tokenizer takes.
+    try:
+        text.encode()
+    except UnicodeEncodeError as broken:
+        raise RowError(f"half a character ({text[broken.start]!r}) at {broken.start}") from broken
+    return text
 
 
 def files_of(source: str) -> list[Path] | None:

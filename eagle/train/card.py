@@ -10,14 +10,13 @@ from eagle.train.checkpoints import Point
 from eagle.train.settings import Settings
 
 CARD = """---
-library_name: eagle-decoding
-base_model: {base}
+library_name: eagle-decoding{base_model}
 tags: [speculative-decoding, eagle]
 ---
 
 # {kind} draft head for {base}
 
-Drafts tokens for [{base}]({base}); with [eagle](https://pypi.org/project/eagle-decoding/) the target generates the same
+Drafts tokens for {link}; with [eagle](https://pypi.org/project/eagle-decoding/) the target generates the same
 text in fewer forward passes.
 
 ```python
@@ -74,8 +73,11 @@ def write_card(
         )
     defaults = {each.name: getattr(Settings(), each.name) for each in fields(Settings)}
     changed = {name: value for name, value in asdict(settings).items() if value != defaults[name]}
+    local = Path(base).exists()
     text = CARD.format(
         base=base,
+        base_model="" if local else f"\nbase_model: {base}",
+        link=f"`{base}`" if local else f"[{base}](https://huggingface.co/{base})",
         here=folder.name,
         kind=head.kind,
         version=eagle.__version__,

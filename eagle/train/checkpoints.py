@@ -9,8 +9,11 @@ Order, noise and learning rate are functions of the step, so there is nothing el
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import Accelerator
@@ -18,6 +21,15 @@ from safetensors import SafetensorError
 
 RUN = "run.json"
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def _readable(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as failure:
+        words = str(failure).partition("\n")[0]
+        raise ValueError(f"{place} is damaged ({words}): delete it to go on from an earlier one") from failure
 
 
 @dataclass(frozen=True)
@@ -49,12 +61,13 @@ class Checkpoints:
         """Load the last whole checkpoint, if there is one.
 
         Raises:
-            ValueError: it belongs to another run; the message names what differs.
+            ValueError: it belongs to another run, and the message names what differs, or it cannot be read.
         """
         whole = self._whole()
         if not whole:
             return Point()
-        saved = json.loads((whole[-1] / RUN).read_text())
+        with _readable(whole[-1]):
+            saved = json.loads((whole[-1] / RUN).read_text())
         made, now = saved["identity"], json.loads(json.dumps(self.identity))
         differing = [
             f"{name}={made.get(name)!r}, now {value!r}" for name, value in now.items() if made.get(name) != value
@@ -63,7 +76,8 @@ class Checkpoints:
             raise ValueError(
                 f"{self.folder} belongs to a run with {'; '.join(differing)}: choose another folder, or delete it"
             )
-        self.accelerator.load_state(str(whole[-1]))
+        with _readable(whole[-1]):
+            self.accelerator.load_state(str(whole[-1]))
         # Its count of micro-batches goes on from one of another size where a batch is now divided otherwise.
         self.accelerator.step = 0
         point = Point(**saved["point"])
@@ -87,9 +101,8 @@ class Checkpoints:
         except (OSError, RuntimeError, SafetensorError) as failure:
             shutil.rmtree(unfinished, ignore_errors=True)
             words = str(failure).partition("\n")[0]
-            raise OSError(
-                f"no checkpoint could be written to {self.folder} ({words}): the last whole one stays"
-            ) from failure
+            stays = "the last whole one stays" if self._whole() else "there is none yet"
+            raise OSError(f"no checkpoint could be written to {self.folder} ({words}): {stays}") from failure
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             document = {"point": asdict(point), "identity": self.identity}

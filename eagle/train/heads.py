@@ -36,7 +36,11 @@ def config_of(settings: Settings, target: PreTrainedConfig) -> EConfig:
         path = Path(settings.configpath)
         if not path.is_file():
             raise FileNotFoundError(f"configpath {path} does not exist")
-        config = head_config_from(json.loads(path.read_text(encoding="utf-8")), str(path))
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as broken:
+            raise ValueError(f"configpath {path} is no JSON ({broken})") from broken
+        config = head_config_from(document, str(path))
     chosen = {name: getattr(settings, name) for name in FLAGS if getattr(settings, name)}
     if settings.draft_vocab_size is not None:
         chosen["draft_vocab_size"] = settings.draft_vocab_size

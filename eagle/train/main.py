@@ -7,8 +7,11 @@ same command goes on after its last checkpoint.
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from eagle.data_folder import load
 from eagle.train.card import write_card
@@ -30,12 +33,16 @@ logger = logging.getLogger(__name__)
 def main(argv: list[str] | None = None, **defaults: Any) -> int:
     """Train a head; `defaults` are settings of another entry point."""
     settings = parse(argv, "python -m eagle.train.main", (__doc__ or "").split("\n")[0], **defaults)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    first = int(os.environ.get("RANK", 0)) == 0
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
     try:
         run_of(settings)
     except (ValueError, OSError, ImportError, NotImplementedError, FloatingPointError) as refusal:
         raise SystemExit(f"python -m eagle.train.main: {refusal}") from refusal
+    except KeyboardInterrupt:
+        logger.info("\ninterrupted: the same command goes on after its last checkpoint")
+        return 130
     return 0
 
 
@@ -43,10 +50,13 @@ def run_of(settings: Settings) -> None:
     """Build a run, train, and write its head."""
     processes = accelerator(settings)
     learnt_from = source(settings, processes.device)
-    head = first_head(settings, learnt_from.config, learnt_from.counts, learnt_from.output_VD)
+    texts = _held_out(settings, learnt_from)
     folder = Path(str(settings.cpdir))
     folder.mkdir(parents=True, exist_ok=True)
-    identity = {**settings.identity(processes.num_processes), "fsdp": processes.is_fsdp2}  # checkpoints of its own kind
+    head = first_head(settings, learnt_from.config, learnt_from.counts, learnt_from.output_VD)
+    identity = settings.identity(processes.num_processes)
+    # FSDP's checkpoints are of its own kind.
+    identity |= {"fsdp": processes.is_fsdp2, "data": learnt_from.fingerprint}
     rows = identity["rows"]
     teacher = learnt_from.teacher(taps_of(settings.kind, head.config, learnt_from.config), rows)
     recipe: Recipe
@@ -66,7 +76,7 @@ def run_of(settings: Settings) -> None:
         optims=optims,
         teacher=teacher,
         checkpoints=Checkpoints(folder, processes, identity, settings.keep_checkpoints),
-        trial=_examiner(settings, keeper, learnt_from),
+        trial=Examiner(keeper, learnt_from.target.model, learnt_from.basepath, texts, settings) if texts else None,
     )
     processes.init_trackers("eagle", {name: str(value) for name, value in identity.items()})
     point = train(run, lambda first, steps: Progress(processes, folder, first, steps, settings.log_every))
@@ -78,11 +88,10 @@ def run_of(settings: Settings) -> None:
     processes.end_training()
 
 
-def _examiner(settings: Settings, keeper: Keeper, learnt_from: Source) -> Examiner | None:
+def _held_out(settings: Settings, learnt_from: Source) -> list[torch.Tensor]:
     if settings.testpath is None:
-        return None
-    texts = prompts(load(settings.testpath), settings.eval_prompts)
-    return Examiner(keeper, learnt_from.target.model, learnt_from.basepath, texts, settings)
+        return []
+    return prompts(load(settings.testpath, vocabulary=learnt_from.config.vocab_size), settings.eval_prompts)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def accelerator(settings: Settings) -> Accelerator:
     Raises:
         FileNotFoundError: the file for DeepSpeed does not exist.
         ImportError: DeepSpeed or a tracker is not installed.
-        ValueError: DeepSpeed is told something else than we are, or what the run asks for cannot be sharded.
+        ValueError: DeepSpeed is told something else than we are, or what the run asks for cannot be done here.
     """
     plugin, fsdp = None, _fsdp(settings)
     if settings.deepspeed_config is None and os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
@@ -27,6 +27,8 @@ def accelerator(settings: Settings) -> Accelerator:
     if settings.deepspeed_config is not None:
         plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_settings(settings))
     on_cpu = not torch.accelerator.is_available()
+    if on_cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found nothing else
     # accelerate shards on accelerators alone; named the backend, it takes processes on CPUs for those of one.
     gloo = [InitProcessGroupKwargs(backend="gloo")] if on_cpu and plugin is not None else []
     made = Accelerator(
@@ -41,6 +43,10 @@ def accelerator(settings: Settings) -> Accelerator:
     )
     if on_cpu and fsdp is not None and made.num_processes > 1:
         _shard_on_cpus(made, fsdp)
+    if missing := set(settings.report_to) - {"all", *map(str, made.log_with)}:
+        raise ImportError(f"report_to: {', '.join(sorted(missing))} is not installed")
+    if made.mixed_precision == "fp16" and on_cpu:
+        raise ValueError("mixed_precision='fp16' needs an accelerator: use bf16 or no")
     if made.mixed_precision == "fp16" and settings.optimizer == "muon":
         raise ValueError(
             "optimizer='muon' is two optimisers, which one scaler of fp16 does not serve: use bf16 or adamw"

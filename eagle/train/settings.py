@@ -1,5 +1,6 @@
 """What a training run is told, by flags, by a YAML file, or by both: flags win."""
 
+import math
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ class Settings:
 
     mixed_precision: Literal["no", "bf16", "fp16"] | None = _about("default: what accelerate launch says")
     gradient_checkpointing: bool = _about("compute activations again instead of keeping them", False)
-    dtype: str = _about("of the target: auto is the one it was saved in", "auto")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _about("of the target: auto as it was saved", "auto")
     load_in_4bit: bool = _about("quantise the target", False)
     load_in_8bit: bool = _about("quantise the target", False)
     target_device_map: str | None = _about("where the target is, if not beside the head: auto, cuda:1, cpu")
@@ -81,12 +82,17 @@ class Settings:
         for name in (*positive, "eval_prompts", "eval_tokens", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name, least in (("max_steps", 1), ("length", 4), ("draft_vocab_size", 1)):
+        bounds = (("max_steps", 1), ("length", 4), ("draft_vocab_size", 2), ("warmup_steps", 0), ("seed", 0))
+        for name, least in bounds:
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
+        if self.eval_total_token != -1 and self.eval_total_token < 2:
+            raise ValueError(f"eval_total_token={self.eval_total_token} must be at least 2, or -1")
         for name in ("epochs", "peak_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name.replace('peak_rate', 'lr')}={getattr(self, name)} must be above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay={self.weight_decay} must be 0 or more")
         if others := [name for name in EAGLE3 if getattr(self, name) and self.kind == "eagle"]:
             raise ValueError(f"{', '.join(others)}: EAGLE-3's alone, the run's kind is 'eagle'")
         shape = [name for name in ("configpath", *EAGLE3[1:]) if getattr(self, name)]
@@ -119,7 +125,8 @@ def parse(argv: Sequence[str] | None, prog: str, about: str, **defaults: Any) ->
     Raises:
         SystemExit: something is wrong; said on standard error.
     """
-    parser: ArgumentParser = HfArgumentParser(Settings, prog=prog, description=about, allow_abbrev=False)  # type: ignore[arg-type]
+    usage = f"{prog} [settings]; {prog} --help lists them"
+    parser: ArgumentParser = HfArgumentParser(Settings, usage=usage, prog=prog, description=about, allow_abbrev=False)  # type: ignore[arg-type]
     parser.set_defaults(**defaults)
     first = ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
@@ -127,24 +134,30 @@ def parse(argv: Sequence[str] | None, prog: str, about: str, **defaults: Any) ->
     try:
         given = sys.argv[1:] if argv is None else list(argv)
         return Settings(**vars(parser.parse_args([*(_from_yaml(path) if path else []), *given])))
-    except (ValueError, OSError, yaml.YAMLError) as refusal:
+    except (ValueError, OSError) as refusal:
         parser.error(str(refusal))
 
 
 def _from_yaml(path: str) -> list[str]:
     """Return the flags that a file stands for, so that one parser judges both."""
-    chosen = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    known = {each.name for each in fields(Settings)}
+    try:
+        chosen = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as broken:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(broken).split())}") from broken
+    known = {each.name: each for each in fields(Settings) if each.name != "config"}
     if not isinstance(chosen, dict):
         raise ValueError(f"{path} must hold names and values")
     chosen = {str(name).replace("-", "_"): value for name, value in chosen.items()}
-    if unknown := sorted(set(chosen) - known):
+    if unknown := sorted(set(chosen) - set(known)):
         raise ValueError(f"{path} names unknown settings {unknown}")
     flags: list[str] = []
     for name, value in chosen.items():
         if name == "mixed_precision" and value is False:
             value = "no"  # which YAML reads as a boolean
-        if value is not None and value is not False:
-            values = value if isinstance(value, list) else [] if value is True else [value]
-            flags += [f"--{name}", *map(str, values)]
+        if isinstance(value, list) and "list" not in str(known[name].type):
+            raise ValueError(f"{path}: {name} is one value, not a list")
+        if value is None or value == [] or (value is False and known[name].default is False):
+            continue
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        flags += [f"--{name}", *map(str, values)]
     return flags

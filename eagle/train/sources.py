@@ -60,9 +60,18 @@ class Source(ABC):
         where = settings.target_device_map
         if where is not None:
             options["device_map"] = where
-        base = load_base(self.basepath, options).eval().requires_grad_(False)
+        try:
+            base = load_base(self.basepath, options).eval().requires_grad_(False)
+        except (OSError, RuntimeError, AssertionError) as failure:
+            words = str(failure).partition("\n")[0]
+            raise ValueError(f"the target {self.basepath} cannot be loaded: {words}") from failure
         placed = where is not None or settings.load_in_4bit or settings.load_in_8bit
         return TargetModel(base if placed else base.to(self.device))
+
+    @property
+    def fingerprint(self) -> str:
+        """What a run that goes on must find again."""
+        return str(self.texts.fingerprint)
 
     def counts(self) -> NDArray[np.int64]:
         """Return how often each token counts in the loss: [V]."""
@@ -112,6 +121,13 @@ class FeatureSource(Source):
                 "make it without --top-logits"
             )
 
+    @property
+    def fingerprint(self) -> str:
+        """What a run that goes on must find again: texts, and how their features were stored."""
+        return " ".join(
+            str(part) for part in (super().fingerprint, *map(self.features.summary.get, ("dtype", "top_k")))
+        )
+
     def teacher(self, taps: Taps, rows: int) -> Teacher:
         """Return the stored features as a teacher.
 
@@ -131,12 +147,10 @@ def source(settings: Settings, device: torch.device) -> Source:
     Raises:
         ValueError, FileNotFoundError: something is missing, with how to make it.
     """
-    if settings.tmpdir is None or settings.cpdir is None:
-        missing = [f"--{name}" for name in ("tmpdir", "cpdir") if getattr(settings, name) is None]
-        raise ValueError(
-            f"{' and '.join(missing)} missing: the folder to learn from, made with python -m eagle.data, and the "
-            "folder for the head"
-        )
+    wanted = {"tmpdir": "the folder to learn from, made with python -m eagle.data", "cpdir": "the folder for the head"}
+    missing = [f"--{name}, {words}" for name, words in wanted.items() if getattr(settings, name) is None]
+    if settings.tmpdir is None or missing:
+        raise ValueError(f"missing: {'; '.join(missing)}")
     folder = Path(settings.tmpdir)
     if (folder / TEXTS).is_file():
         return TextSource(settings, folder, device)
