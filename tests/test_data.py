@@ -16,6 +16,7 @@ import torch
 from chat_templates import FAMILIES, tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from eagle.chat import RowError
 from eagle.data import Bucketed, Packed, Sample, load, main, prepare, token_counts
@@ -335,6 +336,38 @@ def test_a_line_that_is_no_text_is_a_bad_row(tmp_path):
     path.write_bytes(b'{"text": "caf\xe9"}\n{"text": "cafe"}\n')
     data = prepare([str(path)], CHATML, tmp_path / "out", target="base")
     assert len(data) == 1 and data.summary["first"] == [f"{path} line 1: not UTF-8 text"]
+
+
+def test_half_a_character_is_a_bad_row(tmp_path):
+    path, half = tmp_path / "a.jsonl", json.dumps("lone \ud800 half")
+    path.write_text(
+        f'{{"text": {half}}}\n{{"text": "cafe"}}\n{{"conversations": [{{"from": "human", "value": {half}}}]}}'
+    )
+    data = prepare([str(path)], CHATML, tmp_path / "out", target="base")
+    reason = "half a character ('\\ud800') at 5"
+    assert len(data) == 1 and data.summary["first"] == [f"{path} line 1: {reason}", f"{path} line 3: {reason}"]
+
+
+def test_a_full_disk_is_named_and_nothing_half_is_left(tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        Path(path).write_bytes(b"half a shard")
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("eagle.data_folder.save_file", full)
+    with pytest.raises(OSError, match=r"shard_00000.* could not be written .*No space left.*the same command goes on"):
+        prepared(tmp_path, [conversation(1)])
+    assert not list((tmp_path / "out").iterdir())
+    monkeypatch.undo()
+    assert len(prepared(tmp_path, [conversation(1)])) == 1
+
+
+def test_a_fingerprint_is_of_samples_and_not_of_shards(tmp_path):
+    rows = [conversation(index) for index in range(1, 20)]
+    one, many = prepared(tmp_path, rows, "one"), prepared(tmp_path, rows, "many", shard_tokens=100)
+    assert many.summary["shards"] > 2 and one.fingerprint == many.fingerprint
+    others = [prepared(tmp_path, other, f"other {len(other)}") for other in (rows[1:], [*rows, conversation(1)])]
+    turned = prepared(tmp_path, [rows[1], rows[0], *rows[2:]], "turned")
+    assert len({data.fingerprint for data in (one, turned, *others)}) == 4
 
 
 def test_conversations_are_cut_and_documents_divided(tmp_path):

@@ -256,6 +256,53 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         run_of(replace(first, lr=0.02))
 
 
+@pytest.mark.parametrize("off_line", [False, True])
+def test_a_run_does_not_go_on_with_other_texts(tmp_path, off_line):
+    first = settings(tmp_path, max_steps=3)
+    folder = first.tmpdir
+    if off_line:
+        folder = str(tmp_path / "features")
+        allocation.main(["--outdir", folder, "--data", str(first.tmpdir), "--kind", "eagle"])
+    run_of(replace(first, tmpdir=folder))
+    shutil.rmtree(str(first.tmpdir))
+    data_folder(Path(str(first.tmpdir)), random_texts(*([24] * 24), seed=1), str(tmp_path / "base"))
+    if off_line:
+        shutil.rmtree(folder)
+        allocation.main(["--outdir", folder, "--data", str(first.tmpdir), "--kind", "eagle"])
+    with pytest.raises(ValueError, match="belongs to a run with data='"):
+        run_of(replace(first, tmpdir=folder))
+
+
+@pytest.mark.parametrize("file", ["run.json", "model.safetensors", "optimizer.bin"])
+def test_a_damaged_checkpoint_is_named_and_without_it_the_run_goes_on(tmp_path, file):
+    first = settings(tmp_path, save_every=2, max_steps=4)
+    run_of(first)
+    head, last = weights_of(first.cpdir), Path(first.cpdir) / "checkpoints" / "step_00000004"
+    (last / file).write_bytes((last / file).read_bytes()[:20])
+    with pytest.raises(ValueError, match=r"step_00000004 is damaged .*: delete it to go on from an earlier one"):
+        run_of(first)
+    shutil.rmtree(last)
+    run_of(first)
+    assert all(torch.equal(weight, head[name]) for name, weight in weights_of(first.cpdir).items())
+
+
+HOLD = (
+    "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+)
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path):
+    first = settings(tmp_path, max_steps=2)
+    Path(first.cpdir).mkdir()
+    command = [sys.executable, "-c", HOLD, str(Path(first.cpdir) / "run.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="another process is training into"):
+            run_of(first)
+        other.communicate()
+    run_of(first)
+
+
 def test_only_the_last_checkpoints_stay_and_half_ones_are_ignored(tmp_path):
     first = settings(tmp_path, max_steps=12)
     half = Path(first.cpdir) / "checkpoints" / "step_00000099.tmp"
@@ -325,7 +372,8 @@ def test_a_head_is_shaped_after_any_target(name):
 
 def test_the_command_names_what_is_missing(tmp_path, capsys):
     for arguments, words in (
-        ([], "--tmpdir and --cpdir missing"),
+        ([], "missing: --tmpdir, the folder to learn from, .*; --cpdir, the folder for the head"),
+        (["--tmpdir", str(tmp_path)], "missing: --cpdir, the folder for the head"),
         (["--tmpdir", str(tmp_path / "none"), "--cpdir", "x"], "none does not exist: make it"),
         (["--tmpdir", str(tmp_path), "--cpdir", "x"], "holds neither data.json nor features.json"),
     ):
@@ -355,6 +403,18 @@ def test_flags_win_over_the_file_and_unknown_names_are_refused(tmp_path, capsys)
     chosen = parse(["--config", str(file)], "x", "y")
     assert (chosen.mixed_precision, chosen.lr, chosen.tap_layers) == ("no", 1e-3, [1, 2, 3])
     assert chosen.report_to == ["tensorboard", "wandb"]
+    file.write_text("report_to: []\nfc_norm: false\nlr: null\n")
+    assert parse(["--config", str(file)], "x", "y") == Settings(config=str(file))
+    for text, words in (
+        ("lr: [1, 2]", "run.yaml: lr is one value, not a list"),
+        ("lr: false", "invalid float value: 'False'"),
+        ("lr: [1", "run.yaml is no YAML"),
+        ("config: other.yaml", "unknown settings ['config']"),
+    ):
+        file.write_text(text)
+        with pytest.raises(SystemExit):
+            parse(["--config", str(file)], "x", "y")
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -363,6 +423,11 @@ def test_flags_win_over_the_file_and_unknown_names_are_refused(tmp_path, capsys)
         ({"bs": 0}, "bs=0 must be at least 1"),
         ({"lr": 0.0}, "lr=0.0 must be above 0"),
         ({"epochs": -1.0}, "epochs=-1.0"),
+        ({"weight_decay": float("nan")}, "weight_decay=nan must be 0 or more"),
+        ({"warmup_steps": -1}, "warmup_steps=-1 must be at least 0"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"eval_total_token": 0}, "eval_total_token=0 must be at least 2, or -1"),
+        ({"kind": "eagle3", "draft_vocab_size": 1}, "draft_vocab_size=1 must be at least 2"),
         ({"kind": "eagle", "draft_vocab_size": 5, "fc_norm": True}, "draft_vocab_size, fc_norm: EAGLE-3's alone"),
         (
             {"kind": "eagle3", "init_from": "x", "tap_layers": [1, 2, 3]},
@@ -435,6 +500,40 @@ def test_features_that_do_not_fit_the_head_are_refused(tmp_path):
         changes["tmpdir"] = str(tmp_path / changes["tmpdir"])
         with pytest.raises(ValueError, match=words):
             run_of(replace(first, **changes))
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path, monkeypatch):
+    first = settings(tmp_path, kind="eagle3")
+    (tmp_path / "head.yaml").write_text("hidden: 3")
+    for changes, words in (
+        ({"configpath": str(tmp_path / "head.yaml")}, "head.yaml is no JSON"),
+        ({"basepath": str(tmp_path / "data")}, "the target .*data cannot be loaded"),
+        ({"target_device_map": "cuda:7"}, "the target .*base cannot be loaded"),
+        ({"testpath": str(tmp_path / "none")}, "none holds no data.json"),
+    ):
+        with pytest.raises((ValueError, OSError), match=words):
+            run_of(replace(first, **changes))
+        assert not Path(first.cpdir).exists() or not list(Path(first.cpdir).iterdir())
+
+
+def test_what_cannot_be_done_here_is_refused(tmp_path, monkeypatch):
+    first = settings(tmp_path)
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", list)
+    with pytest.raises(ImportError, match="report_to: wandb is not installed"):
+        run_of(replace(first, report_to=["wandb"]))
+    if not torch.accelerator.is_available():
+        with pytest.raises(ValueError, match="'fp16' needs an accelerator"):
+            run_of(replace(first, mixed_precision="fp16"))
+
+
+def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, caplog):
+    def interrupted(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eagle.train.main.run_of", interrupted)
+    with caplog.at_level("INFO"):
+        assert main(["--tmpdir", "x", "--cpdir", "y"]) == 130
+    assert "the same command goes on after its last checkpoint" in caplog.text
 
 
 def test_a_disk_that_is_full_is_named_and_the_last_checkpoint_stays(tmp_path, monkeypatch):

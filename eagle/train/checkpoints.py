@@ -19,8 +19,24 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-RUN = "run.json"
+try:
+    import fcntl
+except ImportError:  # on Windows nobody is kept out
+    fcntl = None  # type: ignore[assignment]
+
+RUN, LOCK = "run.json", "run.lock"
 logger = logging.getLogger(__name__)
+
+
+def _claimed(folder: Path) -> Any:
+    """Return a file that, while it is open, keeps other processes from this folder."""
+    claim = (folder / LOCK).open("w")
+    if fcntl is not None:
+        try:
+            fcntl.lockf(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as taken:
+            raise ValueError(f"another process is training into {folder}: choose another folder, or wait") from taken
+    return claim
 
 
 @contextmanager
@@ -49,10 +65,14 @@ class Checkpoints:
         accelerator: what saves and loads.
         identity: what a run that is continued must have in common with this one.
         keep: how many stay.
+
+    Raises:
+        ValueError: another process is training into this folder.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, identity: dict[str, Any], keep: int) -> None:
         self.folder, self.accelerator, self.identity, self.keep = folder / "checkpoints", accelerator, identity, keep
+        self._claim = _claimed(folder) if accelerator.is_main_process else None
 
     def _whole(self) -> list[Path]:
         return sorted(path.parent for path in self.folder.glob(f"step_*/{RUN}") if path.parent.suffix != ".tmp")

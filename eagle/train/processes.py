@@ -21,15 +21,16 @@ def accelerator(settings: Settings) -> Accelerator:
         ImportError: DeepSpeed or a tracker is not installed.
         ValueError: DeepSpeed is told something else than we are, or what the run asks for cannot be done here.
     """
+    on_cpu = not torch.accelerator.is_available()
+    _check_precision(settings, on_cpu)
     plugin, fsdp = None, _fsdp(settings)
     if settings.deepspeed_config is None and os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise ValueError("launched under DeepSpeed without --deepspeed_config: name its file, e.g. ds_config.json")
     if settings.deepspeed_config is not None:
         plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_settings(settings))
-    on_cpu = not torch.accelerator.is_available()
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns that it found nothing else
-    # accelerate shards on accelerators alone; named the backend, it takes processes on CPUs for those of one.
+    # Named the backend, accelerate takes DeepSpeed's processes on CPUs as they are.
     gloo = [InitProcessGroupKwargs(backend="gloo")] if on_cpu and plugin is not None else []
     made = Accelerator(
         cpu=on_cpu and plugin is None,
@@ -45,15 +46,20 @@ def accelerator(settings: Settings) -> Accelerator:
         _shard_on_cpus(made, fsdp)
     if missing := set(settings.report_to) - {"all", *map(str, made.log_with)}:
         raise ImportError(f"report_to: {', '.join(sorted(missing))} is not installed")
-    if made.mixed_precision == "fp16" and on_cpu:
-        raise ValueError("mixed_precision='fp16' needs an accelerator: use bf16 or no")
-    if made.mixed_precision == "fp16" and settings.optimizer == "muon":
-        raise ValueError(
-            "optimizer='muon' is two optimisers, which one scaler of fp16 does not serve: use bf16 or adamw"
-        )
     # Under ZeRO-3 transformers would load the frozen target in parts, which only an engine of DeepSpeed's gathers.
     unset_hf_deepspeed_config()
     return made
+
+
+def _check_precision(settings: Settings, on_cpu: bool) -> None:
+    if (settings.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) != "fp16":
+        return
+    if on_cpu:
+        raise ValueError("mixed_precision='fp16' needs an accelerator: use bf16 or no")
+    if settings.optimizer == "muon":
+        raise ValueError(
+            "optimizer='muon' is two optimisers, which one scaler of fp16 does not serve: use bf16 or adamw"
+        )
 
 
 def _fsdp(settings: Settings) -> FullyShardedDataParallelPlugin | None:

@@ -62,7 +62,7 @@ class Source(ABC):
             options["device_map"] = where
         try:
             base = load_base(self.basepath, options).eval().requires_grad_(False)
-        except (OSError, RuntimeError, AssertionError) as failure:
+        except (OSError, ValueError, RuntimeError, AssertionError) as failure:
             words = str(failure).partition("\n")[0]
             raise ValueError(f"the target {self.basepath} cannot be loaded: {words}") from failure
         placed = where is not None or settings.load_in_4bit or settings.load_in_8bit
