@@ -124,9 +124,8 @@ class FeatureSource(Source):
     @property
     def fingerprint(self) -> str:
         """What a run that goes on must find again: texts, and how their features were stored."""
-        return " ".join(
-            str(part) for part in (super().fingerprint, *map(self.features.summary.get, ("dtype", "top_k")))
-        )
+        summary = self.features.summary
+        return f"{super().fingerprint} {summary['dtype']} {summary['top_k']}"
 
     def teacher(self, taps: Taps, rows: int) -> Teacher:
         """Return the stored features as a teacher.
