@@ -28,26 +28,6 @@ RUN, LOCK = "run.json", "run.lock"
 logger = logging.getLogger(__name__)
 
 
-def _claimed(folder: Path) -> Any:
-    """Return a file that, while it is open, keeps other processes from this folder."""
-    claim = (folder / LOCK).open("w")
-    if fcntl is not None:
-        try:
-            fcntl.lockf(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as taken:
-            raise ValueError(f"another process is training into {folder}: choose another folder, or wait") from taken
-    return claim
-
-
-@contextmanager
-def _readable(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as failure:
-        words = str(failure).partition("\n")[0]
-        raise ValueError(f"{place} is damaged ({words}): delete it to go on from an earlier one") from failure
-
-
 @dataclass(frozen=True)
 class Point:
     """Where a run stands: optimiser steps done, and the best acceptance length so far, with its step."""
@@ -132,3 +112,23 @@ class Checkpoints:
             for old in self._whole()[: -self.keep]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
+
+
+def _claimed(folder: Path) -> Any:
+    """Return a file that, while it is open, keeps other processes from this folder."""
+    claim = (folder / LOCK).open("w")
+    if fcntl is not None:
+        try:
+            fcntl.lockf(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as taken:
+            raise ValueError(f"another process is training into {folder}: choose another folder, or wait") from taken
+    return claim
+
+
+@contextmanager
+def _readable(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as failure:
+        words = str(failure).partition("\n")[0]
+        raise ValueError(f"{place} is damaged ({words}): delete it to go on from an earlier one") from failure
