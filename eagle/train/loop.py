@@ -62,7 +62,7 @@ def train(run: Run, progress: Callable[[int, int], Progress]) -> Point:
         progress: makes the progress of a run from its first step and its number of steps.
     """
     point, settings = run.checkpoints.resume(), run.settings
-    if settings.warmup_steps >= run.steps and settings.warmup_steps > 0:
+    if settings.warmup_steps > run.steps:
         logger.info("the %d steps end within the warm-up: lr is not reached", run.steps)
     shown = progress(point.step, run.steps)
     for step in range(point.step, run.steps):
