@@ -18,5 +18,15 @@ _HOMES = {"EaModel": "eagle.model.ea_model", "Prefix": "eagle.model.prefix"}
 
 def __getattr__(name: str) -> object:
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        try:
+            return getattr(import_module(_HOMES[name]), name)
+        except ImportError as problem:
+            raise ImportError(_explained(problem)) from problem
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _explained(problem: ImportError) -> str:
+    """Return why a name cannot be imported; a transformers newer than the tests' may have moved what it needs."""
+    from eagle.model.releases import is_untested_release, release_in_words, remedy
+
+    return f"{problem} ({release_in_words()}: {remedy()})" if is_untested_release() else str(problem)

@@ -92,7 +92,7 @@ def test_features_of_layers_that_share_keys_reach_the_head_for_every_prompt_toke
     ("name", "fields", "message"),
     [
         ("big_bird", {"is_decoder": True}, "attends to blocks of slots"),
-        ("openai-gpt", {}, "takes no past_key_values"),
+        ("openai-gpt", {}, "takes no cache or past_key_values"),
         ("hrm_text", {}, "no list of 32 decoder layers"),
         ("blt", {}, "no hidden_size"),
     ],

@@ -9,6 +9,8 @@ from pairs import ea_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from eagle.model.support import cache_keyword
+
 
 @torch.no_grad()
 def noise_floor(base, ids: torch.Tensor) -> float:
@@ -19,9 +21,9 @@ def noise_floor(base, ids: torch.Tensor) -> float:
 
 @torch.no_grad()
 def one_by_one(base, ids: torch.Tensor) -> torch.Tensor:
-    cache, rows = DynamicCache(), []
+    cache, rows, name = DynamicCache(), [], cache_keyword(base)
     for position in range(ids.shape[1]):
-        rows.append(base(ids[:, position : position + 1], past_key_values=cache).logits[0, -1].float())
+        rows.append(base(ids[:, position : position + 1], **{name: cache}).logits[0, -1].float())
     return torch.stack(rows)
 
 

@@ -11,7 +11,9 @@ import eagle
 
 ROOT = Path(eagle.__file__).parent
 RANKS = {
-    **dict.fromkeys(["choices", "tree", "stats", "cache_layer", "sampling", "facade", "gradients", "logits"], 0),
+    **dict.fromkeys(
+        ["choices", "tree", "stats", "cache_layer", "sampling", "facade", "gradients", "logits", "releases"], 0
+    ),
     "kv_cache": 0.3,
     **dict.fromkeys(["configs", "bucket_cache", "cache_pool"], 0.5),
     **dict.fromkeys(["verify", "head", "support", "rows", "reference", "adapters", "packing"], 1),

@@ -21,7 +21,7 @@ from eagle.model.selfcheck import Probe, self_check
 from eagle.model.support import LayerMask
 from eagle.model.target import TargetModel
 
-NAMES = ["properties", "causal", "own cache", "tree", "padded rows", "commit", "features", "ids"]
+NAMES = ["properties", "causal", "own cache", "tree", "padded rows", "commit", "features", "preparation", "ids"]
 
 
 def failed(report):

@@ -26,6 +26,7 @@ from eagle.ge_data.disk import check_room, sweep
 from eagle.ge_data.doors import output, write_doors
 from eagle.ge_data.plan import DTYPES, Plan, planned
 from eagle.ge_data.shards import write_shard
+from eagle.model.diagnosis import checked_target
 from eagle.model.loading import load_base
 from eagle.model.observation import check_output
 from eagle.model.target import TargetModel
@@ -87,7 +88,7 @@ class Work:
         if self.device is not None:
             options["device_map"] = {"": self.device}
         transformers_logging.disable_progress_bar()
-        target = TargetModel(load_base(plan.target, options).eval())
+        target = checked_target(load_base(plan.target, options).eval())
         check_output(target)
         room, longest = target.last_position, int(plan.lengths_N.max())
         if room is not None and longest > room:

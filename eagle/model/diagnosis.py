@@ -1,20 +1,28 @@
 """What `EaModel.self_check` and `eagle doctor` answer: every contract asked of one model, in seconds, with numbers.
 
+Loading asks too, where the tests do not vouch for a model: the whole of it with a transformers newer than theirs, trees
+and caches alone for an architecture they do not run.
+
 Shapes: S prompt tokens, N tree nodes, T tokens, F feature width.
 """
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper
 
 from eagle.model.configs import EConfig, tapped_layers
 from eagle.model.reference import without_defaults
-from eagle.model.selfcheck import LEVELS, PARENTS, SLACK, Difference, Probe, least_rounding
+from eagle.model.releases import is_untested_release, release_in_words, remedy
+from eagle.model.request import prepare
+from eagle.model.selfcheck import FAULTS, LEVELS, PARENTS, SLACK, TESTED, Difference, Probe, least_rounding, self_check
 from eagle.model.support import LayerMask, layer_masks
 from eagle.model.target import Taps, TargetModel
+
+logger = logging.getLogger(__name__)
 
 PROMPT = 24
 LONGEST = 1024  # prompts grow to reach behind a window up to this size
@@ -61,6 +69,35 @@ class Report:
         return "\n".join([*lines, f"{self.model}: {verdict} ({self.seconds:.1f} s)"])
 
 
+def checked_target(model: Any) -> TargetModel:
+    """Return a model as a target, checked where the tests do not vouch for it; where they do, that costs nothing.
+
+    Raises:
+        NotImplementedError: it cannot be verified exactly; the message names what differs, with numbers.
+    """
+    if not is_untested_release():
+        target = TargetModel(model)
+        if target.config.model_type not in TESTED:
+            self_check(target)
+        return target
+    release = release_in_words()
+    try:
+        target = TargetModel(model)
+    except NotImplementedError:
+        raise
+    except FAULTS as problem:
+        name = type(model).__name__
+        raise NotImplementedError(f"{release}, and {name} is not understood there ({problem}): {remedy()}") from problem
+    report = diagnose(target.model)
+    if not report.passed:
+        first, *others = [check for check in report.checks if not check.passed]
+        more = f"; also {', '.join(check.name for check in others)}" if others else ""
+        faults = f"{first.name}: {first.detail}{more}"
+        raise NotImplementedError(f"{release}, and {report.model} fails the self-check there ({faults}): {remedy()}")
+    logger.warning("%s; the self-check of %s passed in %.1f s", release, report.model, report.seconds)
+    return target
+
+
 @torch.no_grad()
 def diagnose(model: Any, taps: Taps = None) -> Report:
     """Run every check on a loaded base model; it is left as it was.
@@ -85,9 +122,10 @@ def diagnose(model: Any, taps: Taps = None) -> Report:
 
 def _checks(model: Any, taps: Taps) -> list[Check]:
     target = TargetModel(model)
-    probe = Probe(target, _prompt(target))
-    checks = [Check("properties", True, f"{len(target.layers)} layers, {_windows(target, probe.prompt)}")]
+    checks: list[Check] = []
     try:
+        probe = Probe(target, _prompt(target))
+        checks.append(Check("properties", True, f"{len(target.layers)} layers, {_windows(target, probe.prompt)}"))
         ahead = probe.lookahead()
         checks.append(Check("causal", ahead.is_rounding, f"later tokens change logits by {ahead}"))
         padded, committed = probe.committed_rows()
@@ -101,9 +139,11 @@ def _checks(model: Any, taps: Taps) -> list[Check]:
             reason = None if answer.is_rounding else probe.why()
             checks.append(Check(name, answer.is_rounding, reason or f"logits differ by {answer}"))
         checks.append(_features(probe, taps))
+        checks.append(_preparation(probe))
         checks.append(_ids(probe))
-    except (RuntimeError, TypeError, IndexError) as problem:
-        checks.append(Check("forward", False, f"a tree does not run: {problem}"))
+    except FAULTS as problem:
+        last = checks[-1].name if checks else "start"
+        checks.append(Check("forward", False, f"after {last!r}: {type(problem).__name__}: {problem}"))
     return checks
 
 
@@ -162,6 +202,32 @@ def _feature_difference(probe: Probe, taps: Taps) -> Difference:
     # Features are not normalised: their rounding is their own, and largest where theirs are.
     noise = max(float((seen[0] - seen[1]).abs().max()), 4 * least_rounding(seen[0], target.model.dtype))
     return Difference(float((features_NF[0, node].float() - seen[0]).abs().max()), SLACK * noise)
+
+
+def _preparation(probe: Probe) -> Check:
+    """Ask `generate` to prepare a call with an end and two warpers, and compare what comes back with what was asked."""
+    target, ids_1S = probe.target, probe.ids_T[None, : probe.prompt]
+    end = (int(ids_1S[0, -1]) + 1) % target.vocabulary
+    config = GenerationConfig(
+        do_sample=True, temperature=0.7, top_k=5, max_new_tokens=NEW, eos_token_id=end, pad_token_id=end
+    )
+    arguments = {"input_ids": ids_1S, "attention_mask": torch.ones_like(ids_1S), "generation_config": config}
+
+    def no_tokenizer() -> Any:
+        raise RuntimeError("the call has no stop strings")
+
+    request = prepare(without_defaults(target.model), target, arguments, no_tokenizer)
+    kinds = {type(processor) for processor in request.sampler.processors}
+    answers = {
+        "ids": torch.equal(request.ids_RS, ids_1S),
+        "limit": request.limit == probe.prompt + NEW,
+        "end": request.eos == {end},
+        "processors": {TemperatureLogitsWarper, TopKLogitsWarper} <= kinds,
+        "sampling": request.sampler.noise is not None,
+        "criteria": not request.criteria,
+    }
+    wrong = [name for name, is_right in answers.items() if not is_right]
+    return Check("preparation", not wrong, f"generate prepares {'other ' + ', '.join(wrong) if wrong else 'a call'}")
 
 
 def _ids(probe: Probe) -> Check:

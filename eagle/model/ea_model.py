@@ -17,7 +17,7 @@ from eagle.model.cache_pool import CachePool
 from eagle.model.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights, share
 from eagle.model.configs import tapped_layers, tree_config
 from eagle.model.decoding import Generation
-from eagle.model.diagnosis import Report, diagnose
+from eagle.model.diagnosis import Report, checked_target, diagnose
 from eagle.model.drafter import Drafter
 from eagle.model.facade import Facade
 from eagle.model.gradients import without_gradients
@@ -31,9 +31,8 @@ from eagle.model.packing import Packed, packed
 from eagle.model.prefix import Prefix
 from eagle.model.reference import Call, reference_signature, without_defaults
 from eagle.model.request import prepare, reusable
-from eagle.model.selfcheck import TESTED, self_check
 from eagle.model.stats import GenerationStats
-from eagle.model.target import Taps, TargetModel
+from eagle.model.target import Taps
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +86,8 @@ class EaModel(Facade, nn.Module):
         if unknown:
             raise TypeError(f"unknown arguments {unknown}; beyond the signature: {sorted(HUB_KEYWORDS)}")
         trees = tree_config(total_token, depth, top_k, threshold, tree)
-        self.target = TargetModel(base_model)
+        self.target = checked_target(base_model)
         base_model = self.target.model  # of a PEFT wrapper the causal LM inside, adapter in place
-        if self.target.config.model_type not in TESTED:
-            self_check(self.target)
         self.base_model = base_model
         self.base_model_name_or_path = base_model_name_or_path
         self.config = base_model.config

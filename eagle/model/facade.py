@@ -64,19 +64,30 @@ class Facade:
         past_key_values: Any = None,
         output_orig: bool = False,
         position_ids: torch.Tensor | None = None,
+        cache: Any = None,
     ) -> tuple[Any, ...]:
         """Run the base model once and return what a head reads beside its output (the reference's method).
 
+        Args:
+            past_key_values, cache: the base model's own cache of earlier tokens, under either of its names.
+
         Returns:
-            `(outputs, hidden)`, or `(outputs, logits, hidden)` with `output_orig`; `hidden` [B, S, F] are the
-            features: F is the hidden size (EAGLE-1/2) or three times that (EAGLE-3).
+            `(outputs, hidden)`, or `(outputs, logits, hidden)` with `output_orig`; `outputs` are the base model's, so
+            the cache in them has the name it has there (`cache` since transformers 5.24, `past_key_values` before);
+            `hidden` [B, S, F] are the features: F is the hidden size (EAGLE-1/2) or three times that (EAGLE-3).
+
+        Raises:
+            ValueError: both names of the cache are given.
         """
+        if cache is not None and past_key_values is not None:
+            raise ValueError("past_key_values and cache name the same thing: pass one of them")
+        earlier = cache if cache is not None else past_key_values
         with self.target.tapped(self._taps) as caught:
             outputs = self.base_model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
                 position_ids=position_ids,
+                **{self.target.cache_keyword: earlier},
             )
         hidden = self.target.joined(caught, self._taps)
         return (outputs, outputs.logits, hidden) if output_orig else (outputs, hidden)

@@ -31,7 +31,7 @@ from eagle.model.inputs import check_ids, check_mask, check_positions
 from eagle.model.prefix import Prefix
 from eagle.model.rows import Request
 from eagle.model.sampling import Noise, Sampler
-from eagle.model.support import check_mode
+from eagle.model.support import CACHE_NAMES, check_mode
 from eagle.model.target import PREFILL_CHUNK, TargetModel
 
 # Arguments of a call that transformers' preparation cannot carry or does not know.
@@ -43,7 +43,7 @@ REFUSED = {
     "synced_gpus": "the shards of FSDP or ZeRO-3 would have to draft in step",
     "is_assistant": "it marks a model that drafts for another",
     "inputs_embeds": "the draft head reads token ids; pass input_ids",
-    "past_key_values": "eagle keeps caches of its own; pass reuse_prefix=True to continue a conversation",
+    **dict.fromkeys(CACHE_NAMES, "eagle keeps caches of its own; pass reuse_prefix=True to continue a conversation"),
     "position_ids": "positions follow from attention_mask",
     "output_attentions": "a forward over a tree has no attentions of single tokens",
     "output_hidden_states": "a forward over a tree has no hidden states of single tokens",

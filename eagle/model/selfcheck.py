@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from eagle.model.kv_cache import KVCache
+from eagle.model.support import cache_of
 from eagle.model.target import TargetModel
 from eagle.model.tree import DraftTree, from_parents
 
@@ -37,6 +38,8 @@ TESTED = frozenset(
         "gpt2",
     }
 )
+# What a model, or a transformers it does not go with, may raise where a tree does not run.
+FAULTS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 PARENTS = (-1, 0, 0, 1, 2)
 LEAVES = (3, 4)
 LEVELS = 3
@@ -112,9 +115,13 @@ class Probe:
             output = self.model(input_ids=ids_T[None, : self.prompt], use_cache=True)
             for place in range(self.prompt, len(ids_T)):
                 token_11 = ids_T[None, place : place + 1]
-                output = self.model(input_ids=token_11, past_key_values=output.past_key_values, use_cache=True)
+                output = self.model(input_ids=token_11, use_cache=True, **self._going_on(output))
                 noise = max(noise, float((output.logits[0, -1].float() - alone_TV[place]).abs().max()))
         return noise
+
+    def _going_on(self, output: Any) -> dict[str, Any]:
+        """Return the argument that hands the model the cache of its last output."""
+        return {self.target.cache_keyword: cache_of(output)}
 
     def tree(self, tokens_BN: torch.Tensor) -> DraftTree:
         """Return the 5-node tree, two branches from the root, with these tokens."""
@@ -131,8 +138,8 @@ class Probe:
             input_ids=next_T.repeat(2, 1),
             attention_mask=torch.cat([mask_BS, mask_BS.new_ones(2, tokens)], 1),
             position_ids=positions_BS[:, -1:] + torch.arange(1, tokens + 1, device=ids_BS.device),
-            past_key_values=first.past_key_values,
             use_cache=True,
+            **self._going_on(first),
         )
         alone = [self.alone(torch.cat([self._row(row), next_T]))[-1] for row in (0, 1)]
         return worst([self.difference(second.logits[row, -1], alone[row]) for row in (0, 1)])
@@ -226,7 +233,9 @@ def self_check(target: TargetModel) -> None:
             raise NotImplementedError(f"{name} attends in both directions: later tokens change its logits by {ahead}")
         tree, own = probe.single_tree(), probe.own_cache()
         reason = None if tree.is_rounding and own.is_rounding else probe.why()
-    except (RuntimeError, TypeError, IndexError) as problem:
+    except NotImplementedError:
+        raise
+    except FAULTS as problem:
         raise NotImplementedError(f"{name} does not run a tree: {problem}") from problem
     finally:
         target.model.train(was_training)

@@ -5,6 +5,7 @@ depends on the whole forward. Knows nothing of trees or caches.
 """
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ from transformers import GenerationMixin, PreTrainedConfig
 
 from eagle.model.configs import text_config
 
+# What a forward calls its cache, and its output too: since transformers 5.24, and before. Code that comes with a model
+# may have either, whatever the release.
+CACHE_NAMES = ("cache", "past_key_values")
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 ATTENTION = ("sdpa", "eager")
 # Slots kept free before a scale that counts slots, and so the largest tree on such a target.
@@ -81,6 +85,28 @@ def decoder(model: Any) -> Decoder:
     )
 
 
+def cache_keyword(model: Any) -> str:
+    """Return what a causal LM's forward calls its cache.
+
+    Raises:
+        NotImplementedError: it takes none, or a dictionary of its own making.
+    """
+    parameters = inspect.signature(type(model).forward).parameters
+    for name in CACHE_NAMES:
+        if name in parameters and "dict" not in str(parameters[name].annotation).lower():
+            return name
+    raise NotImplementedError(
+        f"{type(model).__name__}.forward takes no {' or '.join(CACHE_NAMES)}: there is no cache for a tree"
+    )
+
+
+def cache_of(output: Mapping[str, Any]) -> Any:
+    """Return the cache that a forward put out, under whichever name; None without one."""
+    # The old name is there in new releases too, but reading it warns.
+    held = dict(output.items())
+    return next((held[name] for name in CACHE_NAMES if name in held), None)
+
+
 def check_target(model: Any) -> None:
     """Refuse a model whose tree cannot be verified exactly.
 
@@ -95,8 +121,7 @@ def check_target(model: Any) -> None:
         raise NotImplementedError(
             f"{name}.forward takes no position_ids, so siblings in a tree cannot share a position"
         )
-    if "past_key_values" not in parameters:
-        raise NotImplementedError(f"{name}.forward takes no past_key_values: there is no cache for a tree")
+    cache_keyword(model)
     if not hasattr(config, "hidden_size"):
         raise NotImplementedError(f"{name} has no hidden_size: it is no single stack of decoder layers over tokens")
     if getattr(config, "attention_type", None) == "block_sparse":

@@ -24,7 +24,15 @@ from eagle.model.configs import text_config
 from eagle.model.kv_cache import KVCache
 from eagle.model.logits import transform_of, transformed
 from eagle.model.packing import Packed, packed_forward
-from eagle.model.support import LayerMask, check_target, decoder, last_position, layer_masks, rope_switch
+from eagle.model.support import (
+    LayerMask,
+    cache_keyword,
+    check_target,
+    decoder,
+    last_position,
+    layer_masks,
+    rope_switch,
+)
 from eagle.model.tree import DraftTree
 
 # Only the first chunk keeps the causal kernel: attention of later ones needs a mask.
@@ -67,6 +75,7 @@ class TargetModel:
         self.last_position = last_position(model)
         self.packed: Packed | None = None
         self.logit_transform = transform_of(self.config)
+        self.cache_keyword = cache_keyword(model)
         self._masks = layer_masks(self.config)
         # Layers that share keys and values may run on the positions whose logits are kept alone, and so do the taps.
         self._slices_layers = bool(getattr(self.config, "num_kv_shared_layers", 0))
@@ -239,8 +248,8 @@ class TargetModel:
                 input_ids=ids_BN,
                 attention_mask=mask,
                 position_ids=positions_BN,
-                past_key_values=cache,
                 use_cache=True,
+                **{self.cache_keyword: cache},
                 **extra,
             )
         features_BNF = self.joined(caught, taps) if taps is not None else None

@@ -19,6 +19,7 @@ from eagle.data_features import Features, load_features
 from eagle.data_folder import SUMMARY as TEXTS
 from eagle.data_folder import load
 from eagle.data_samples import token_counts
+from eagle.model.diagnosis import checked_target
 from eagle.model.loading import load_base
 from eagle.model.target import Taps, TargetModel
 from eagle.train.settings import Settings
@@ -66,7 +67,7 @@ class Source(ABC):
             words = str(failure).partition("\n")[0]
             raise ValueError(f"the target {self.basepath} cannot be loaded: {words}") from failure
         placed = where is not None or settings.load_in_4bit or settings.load_in_8bit
-        return TargetModel(base if placed else base.to(self.device))
+        return checked_target(base if placed else base.to(self.device))
 
     @property
     def fingerprint(self) -> str:

@@ -1,0 +1,259 @@
+"""Releases of transformers: either name of the cache, no warning that a user sees, newer ones checked at load."""
+
+import copy
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from architectures import ARCHITECTURES, base_model, prompts
+from contract import contract
+from pairs import ea_model
+from references import generate_ids
+from transformers import Cache, GenerationMixin, LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+import eagle
+from eagle.model import releases
+from eagle.model.diagnosis import checked_target
+from eagle.model.support import CACHE_NAMES, cache_keyword, cache_of
+from eagle.model.target import TargetModel
+
+ROOT = Path(eagle.__file__).parents[1]
+NEW = 12
+OWN_NAME = next(name for name in CACHE_NAMES if name in inspect.signature(LlamaForCausalLM.forward).parameters)
+pytestmark = pytest.mark.contract
+
+
+class OldCode(LlamaForCausalLM):
+    """A model whose code came with it and was written before the cache was renamed."""
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None, use_cache=None, **more):
+        own = {OWN_NAME: past_key_values}
+        return super().forward(input_ids, attention_mask, position_ids, use_cache=use_cache, **own, **more)
+
+
+class NewCode(LlamaForCausalLM):
+    """The same, written after."""
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, cache=None, use_cache=None, **more):
+        return super().forward(
+            input_ids, attention_mask, position_ids, use_cache=use_cache, **{OWN_NAME: cache}, **more
+        )
+
+
+def of_class(kind: type) -> LlamaForCausalLM:
+    base = copy.deepcopy(base_model("llama"))
+    base.__class__ = kind
+    return base
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=contract(name)) for name in ARCHITECTURES])
+def test_the_keyword_is_one_that_the_forward_takes(name):
+    base = base_model(name)
+    assert cache_keyword(base) in inspect.signature(type(base).forward).parameters
+
+
+@pytest.mark.parametrize("kind", [OldCode, NewCode])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_code_that_comes_with_a_model_may_have_either_name(tmp_path, kind, batch):
+    model = ea_model(tmp_path, of_class(kind))
+    assert model.target.cache_keyword == ("past_key_values" if kind is OldCode else "cache")
+    ids, mask = prompts(model.base_model, batch)
+    got = model.eagenerate(ids, attention_mask=mask, max_new_tokens=NEW)
+    assert torch.equal(got, generate_ids(base_model("llama"), ids, mask, NEW))
+    assert model.self_check().checks[2].passed
+
+
+def test_a_dictionary_is_no_cache():
+    class Dictionary(LlamaForCausalLM):
+        def forward(self, input_ids, position_ids=None, cache: dict[str, torch.Tensor] | None = None):
+            return super().forward(input_ids, position_ids=position_ids)
+
+    with pytest.raises(NotImplementedError, match="takes no cache or past_key_values"):
+        TargetModel(of_class(Dictionary))
+
+
+@torch.no_grad()
+def test_the_output_s_cache_is_found_whatever_its_name_and_without_a_warning(caplog):
+    output = base_model("llama")(torch.tensor([[5, 6, 7]]), use_cache=True)
+    assert isinstance(cache_of(output), Cache) and cache_of(output).get_seq_length() == 3
+    assert cache_of(CausalLMOutputWithPast(logits=output.logits)) is None
+    assert cache_of({"past_key_values": 1}) == 1 and cache_of({"cache": 2}) == 2
+    assert not caplog.records
+
+
+def test_forward_takes_the_cache_under_both_names_and_hands_out_the_base_s_own(tmp_path):
+    model = ea_model(tmp_path)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    whole, _, _ = model(ids, output_orig=True)
+    for name in CACHE_NAMES:
+        outputs, _ = model(ids[:, :2])
+        with torch.no_grad():
+            outputs, hidden = model(ids[:, 2:], **{name: cache_of(outputs)})
+        assert torch.allclose(outputs.logits, whole.logits[:, 2:], atol=1e-5) and hidden.shape[1] == 2
+        assert cache_of(outputs).get_seq_length() == 4
+    with pytest.raises(ValueError, match="name the same thing"):
+        model(ids, cache=cache_of(outputs), past_key_values=cache_of(outputs))
+
+
+EVERYTHING = """
+import sys, warnings
+from pathlib import Path
+warnings.simplefilter("error", FutureWarning)
+import torch
+from transformers.utils import logging
+logging.disable_progress_bar()
+from eagle import EaModel
+pair = Path(sys.argv[1])
+for head in ("eagle_head", "eagle3_head"):
+    model = EaModel.from_pretrained(None, str(pair / "target"), str(pair / head), total_token=12)
+    ids = model.tokenizer(["def f(", "class Name(object):"], return_tensors="pt", padding=True, padding_side="left")
+    model.generate(**ids, max_new_tokens=12)
+    model.generate(**ids, max_new_tokens=12, do_sample=True, return_dict_in_generate=True, output_scores=True)
+    model.eagenerate(ids.input_ids[1:], max_new_tokens=12)
+    model.naivegenerate(ids.input_ids[1:], max_new_tokens=12)
+    for _ in model.ea_generate(ids.input_ids[1:], temperature=0.7, max_new_tokens=12): pass
+    model.generate(ids.input_ids[1:], max_new_tokens=12, reuse_prefix=True)
+    outputs, _ = model(ids.input_ids[1:])
+    model(ids.input_ids[1:], past_key_values=None)
+    assert model.self_check().passed
+"""
+
+
+def test_a_user_sees_no_warning_of_transformers(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment.pop("TRANSFORMERS_VERBOSITY", None)
+    # A pad token, which the shipped tokenizer has not, would be the test's own affair.
+    script = EVERYTHING.replace("    ids = model", "    model.tokenizer.pad_token_id = 0\n    ids = model", 1)
+    done = subprocess.run(
+        [sys.executable, "-c", script, ROOT / "examples" / "tiny_pair"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    # torchao, where it is installed, is read by transformers and tells what it cannot load.
+    foreign = ("torchao", "torch/utils/_pytree")
+    told = [line for line in done.stderr.splitlines() if not any(word in line for word in foreign)]
+    assert told == [] and done.stdout == ""
+
+
+@pytest.fixture
+def newer_release(monkeypatch):
+    """Make the installed transformers newer than what was tested."""
+    monkeypatch.setattr(releases, "NEWEST_TESTED", "4.99.0")
+
+
+def test_a_release_that_was_tested_costs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(releases, "NEWEST_TESTED", transformers.__version__)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", LlamaForCausalLM.forward)
+    base = base_model("llama")
+    monkeypatch.setattr(TargetModel, "_forward", lambda *_: pytest.fail("a check ran"))
+    checked_target(base)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=contract(name)) for name in ("llama", "gemma2", "phi3")])
+def test_with_a_newer_release_every_model_is_checked_and_one_line_says_so(tmp_path, newer_release, caplog, name):
+    model = ea_model(tmp_path, name)
+    (record,) = [record for record in caplog.records if record.name.startswith("eagle")]
+    assert f"transformers {transformers.__version__} is newer than" in record.message
+    assert f"the self-check of {type(model.base_model).__name__} passed in" in record.message
+
+
+class RenamedAgain(LlamaForCausalLM):
+    def forward(self, input_ids, attention_mask=None, position_ids=None, kv_cache=None, use_cache=None, **more):
+        return super().forward(input_ids, attention_mask, position_ids, use_cache=use_cache, **more)
+
+
+class IgnoresTheCache(LlamaForCausalLM):
+    def forward(self, input_ids, attention_mask=None, position_ids=None, cache=None, use_cache=None, **more):
+        return super().forward(input_ids, position_ids=position_ids, use_cache=use_cache, **more)
+
+
+class IgnoresTheMask(LlamaForCausalLM):
+    def forward(self, input_ids, attention_mask=None, position_ids=None, cache=None, use_cache=None, **more):
+        padding = attention_mask if attention_mask is None or attention_mask.ndim == 2 else None
+        return super().forward(input_ids, padding, position_ids, use_cache=use_cache, **{OWN_NAME: cache}, **more)
+
+
+class WantsMore(LlamaForCausalLM):
+    def forward(self, input_ids, plan, attention_mask=None, position_ids=None, cache=None, use_cache=None, **more):
+        return super().forward(
+            input_ids, attention_mask, position_ids, use_cache=use_cache, **{OWN_NAME: cache}, **more
+        )
+
+
+class KeepsItsDecoder(LlamaForCausalLM):
+    def get_decoder(self):
+        raise AttributeError("get_decoder is gone")
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (RenamedAgain, "takes no cache or past_key_values"),
+        (IgnoresTheCache, "own cache: .* differ from no cache by .*; also tree, padded rows, commit"),
+        (IgnoresTheMask, "tree: logits differ by"),
+        (WantsMore, "missing 1 required positional argument: 'plan'"),
+        (KeepsItsDecoder, "get_decoder is gone"),
+    ],
+)
+def test_a_model_that_changed_is_refused_in_words(tmp_path, newer_release, kind, words):
+    with pytest.raises(NotImplementedError, match=words) as refusal:
+        ea_model(tmp_path, of_class(kind))
+    assert kind is RenamedAgain or "pip install 'transformers<=4.99.0'" in str(refusal.value)
+
+
+def loses_the_past(update):
+    def changed(self, keys, values, *args, **kwargs):
+        return tuple(whole[:, :, -keys.shape[2] :] for whole in update(self, keys, values, *args, **kwargs))
+
+    return changed
+
+
+def swaps_the_heads(update):
+    def changed(self, keys, values, *args, **kwargs):
+        return tuple(whole.flip(1) for whole in update(self, keys, values, *args, **kwargs))
+
+    return changed
+
+
+def hands_over_more(update):
+    def changed(self, keys, values, layer, *args, **kwargs):
+        return self.layers[layer].store(keys, values)
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "words"),
+    [(loses_the_past, "must match the size"), (swaps_the_heads, "own cache: "), (hands_over_more, "'store'")],
+)
+def test_a_cache_that_misbehaves_is_refused_in_words(tmp_path, newer_release, monkeypatch, misbehave, words):
+    monkeypatch.setattr(Cache, "update", misbehave(Cache.update))
+    with pytest.raises(NotImplementedError, match="fails the self-check there") as refusal:
+        ea_model(tmp_path)
+    assert words in str(refusal.value)
+
+
+def test_a_generate_that_prepares_otherwise_is_refused_in_words(tmp_path, newer_release, monkeypatch):
+    own = GenerationMixin.generate
+
+    def ignores_custom(self, *args, custom_generate=None, **kwargs):
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(GenerationMixin, "generate", ignores_custom)
+    with pytest.raises(NotImplementedError, match="after 'features': AttributeError"):
+        ea_model(tmp_path)
+
+
+def test_a_name_that_moved_is_explained_at_import(newer_release, monkeypatch):
+    monkeypatch.setitem(eagle._HOMES, "EaModel", "eagle.model.moved_away")
+    with pytest.raises(ImportError, match=r"moved_away.*is newer than 4.99.0.*pip install 'transformers<="):
+        eagle.EaModel  # noqa: B018
