@@ -1,6 +1,6 @@
 """The `eagle` command: whether trees are verified exactly on a model (`doctor`), how fast they are (`bench`, `curves`).
 
-`bench` and `curves` have command lines of their own, which load torch: they are imported when they are called.
+All but `doctor` have command lines of their own, which load torch: they are imported when they are called.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from importlib import import_module
 ELSEWHERE = {
     "bench": ("eagle.evaluation.bench", "measure a pair against generate and plain decoding"),
     "curves": ("eagle.evaluation.curves", "time a step over tree size, depth, batch size and context length"),
+    "processor": ("eagle.evaluation.processor", "time linear products on this CPU: what compile=True and bf16 bring"),
 }
 
 

@@ -16,8 +16,9 @@ from scripted import answering, is_tree
 from test_drafted_trees import assert_same_tree, drafted, generation, oracle_for
 from test_rope import SWITCH, rotary_model
 from test_synthetic import synthetic_pair, synthetic_prompt
+from transformers.utils import logging as logging_of
 
-from eagle.model import adaptive, costs
+from eagle.model import adaptive, costs, measurements
 from eagle.model.adaptive import Chooser, Memory
 from eagle.model.configs import TreeConfig, tree_config
 from eagle.model.costs import Costs
@@ -348,6 +349,7 @@ def test_nothing_is_measured_where_a_dynamic_embedding_allows_no_tree(tmp_path):
 )
 def test_large_batches_are_measured_in_little_memory(tmp_path, monkeypatch, batch, contexts):
     model, seen = ea_model(tmp_path), []
+    monkeypatch.setattr(costs, "_plain_seconds", lambda *_: 0.001)
     monkeypatch.setattr(model.target, "last_position", None)
     monkeypatch.setattr(costs, "_verify_seconds", lambda *args: seen.append(args[3]) or (1.0,) * len(args[4]))
     monkeypatch.setattr(costs, "_draft_seconds", lambda *args: {(w, d): 1.0 for w in args[5] for d in (0, 2)})
@@ -499,3 +501,44 @@ def test_a_batch_that_shrinks_is_judged_by_its_new_costs_at_once():
     subject.known = {1: FREE}
     subject.shrink(1)
     assert (subject._rates() > before).all()
+
+
+class SlowMachine:
+    """A clock that only forwards move on: the target's by a second and a bit for each node, the head's by a tenth."""
+
+    def __init__(self, monkeypatch, model, plain):
+        self.now, self.forwards = 0.0, 0
+        monkeypatch.setattr(costs.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(model.target, "_forward", self._timed(model.target._forward, plain))
+        monkeypatch.setattr(model.ea_layer.head, "forward", self._timed(model.ea_layer.head.forward, plain / 10))
+
+    def _timed(self, forward, seconds):
+        def timed(*args, **kwargs):
+            self.now += seconds * (1 + args[0].shape[1] / 60)
+            self.forwards += 1
+            return forward(*args, **kwargs)
+
+        return timed
+
+
+@pytest.mark.parametrize("plain", [1e-4, 0.02, 0.1, 1.0, 20.0])
+def test_measuring_is_over_in_seconds_or_a_few_dozen_forwards(tmp_path, monkeypatch, plain):
+    model = ea_model(tmp_path, depth=7, top_k=10, total_token=60)
+    monkeypatch.setattr(model.target, "last_position", None)
+    machine = SlowMachine(monkeypatch, model, plain)
+    found = costs.measure(model.target, model.ea_layer, model._taps, 1)
+    assert machine.now <= max(2 * costs.SECONDS, 25 * plain)
+    # A slow model is measured at fewer sizes; what lies between is interpolated.
+    assert len(found.nodes) == (4 if plain >= 1.0 else 7) and found.nodes[-1] == 60
+    assert (len(found.contexts) == 1) == (plain >= 1.0)
+    assert found.plain(64) == pytest.approx(plain * (1 + 1 / 60), rel=0.01)
+
+
+def test_measuring_shows_a_bar_that_ends_and_is_hidden_with_transformers_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measurements, "PATIENCE", 0.0)
+    model = ea_model(tmp_path)
+    for shown in (True, False):
+        (logging_of.enable_progress_bar if shown else logging_of.disable_progress_bar)()
+        costs.measure(model.target, model.ea_layer, model._taps, 1)
+        assert ("timing draft trees, once on this machine" in capsys.readouterr().err) == shown
+    logging_of.enable_progress_bar()

@@ -90,8 +90,8 @@ def test_the_edges_never_know_each_other(edge):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_file_outgrows_300_lines(path):
-    assert len(path.read_text().splitlines()) < 300
+def test_no_file_outgrows_400_lines(path):
+    assert len(path.read_text().splitlines()) < 400
 
 
 def test_no_folder_a_script_runs_from_hides_a_top_level_module():

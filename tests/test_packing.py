@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import random
 import threading
 import weakref
 
@@ -13,12 +14,31 @@ from references import generate_ids
 from scripted import ScriptedDrafter
 from test_drafted_trees import check_every_step, generation
 
+from eagle.model import packing, products
 from eagle.model.decoding import Generation
 from eagle.model.output import collected
 from eagle.model.packing import Packed, PackedLinear
+from eagle.model.products import ALWAYS, NEVER, ROWS, faster_packed, place
 from eagle.model.request import prepare
 
 NEW = 14
+
+
+@pytest.fixture(autouse=True)
+def packed_is_always_faster(tmp_path, monkeypatch):
+    """Pack every layer: what this processor would say of layers of 32 numbers is another test's affair."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(packing, "faster_packed", lambda *_: ALWAYS)
+
+
+def say(monkeypatch, *verdicts):
+    """Let these be the verdicts on every shape; returns the shapes that were asked about."""
+    asked = []
+    faster = (*verdicts, *[False] * (len(ROWS) - len(verdicts)))
+    monkeypatch.setattr(
+        packing, "faster_packed", lambda stock, packed, inputs, dtype: asked.append((inputs, dtype)) or faster
+    )
+    return asked
 
 
 def seeded(model, ids, mask, **sampling):
@@ -139,7 +159,9 @@ def test_another_thread_gets_the_module_s_own_product():
     with torch.no_grad():
         want = linear(x)
         zero.weight.zero_()
-        packed._linears[linear]._packed = PackedLinear(zero)._packed  # who multiplies with it is found out
+        other = PackedLinear(zero)
+        other.pack()
+        packed._linears[linear]._packed = other._packed  # who multiplies with it is found out
         with packed.active():
             thread = threading.Thread(target=lambda: seen.append(linear(x)))
             thread.start()
@@ -173,3 +195,98 @@ def test_models_on_one_base_share_what_is_packed_of_it_and_leave_nothing_behind(
     del first, second, base
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 8, 12, 60, 127, 128, 5000])
+def test_a_verdict_holds_for_the_rows_around_it(rows):
+    assert place(ROWS[place(rows)]) == place(rows)
+    nearest = [abs(rows.bit_length() - each.bit_length()) for each in ROWS]
+    assert nearest[place(rows)] == min(nearest)
+
+
+def test_packed_products_are_used_for_the_rows_at_which_they_are_faster(monkeypatch):
+    say(monkeypatch, False, True, True)  # 2 to 7 rows
+    linear, used = torch.nn.Linear(8, 5), []
+    packed = Packed(torch.nn.Sequential(linear))
+    own = PackedLinear.product
+    monkeypatch.setattr(PackedLinear, "product", lambda self, x: used.append(x.numel() // 8) or own(self, x))
+    with torch.no_grad(), packed.active():
+        for shape in [(1, 1), (1, 2), (1, 7), (7, 1), (1, 8), (2, 4), (3, 1)]:
+            x = torch.randn(*shape, 8)
+            assert torch.allclose(linear(x), torch.nn.functional.linear(x, linear.weight, linear.bias), atol=1e-6)
+    assert used == [2, 7, 7, 3]
+
+
+@pytest.mark.parametrize("verdicts", [NEVER, (True,), (*[False] * 7, True)])
+def test_a_layer_that_packing_makes_slower_stays_as_it_is_and_costs_nothing(tmp_path, monkeypatch, verdicts):
+    say(monkeypatch, *verdicts)
+    model = ea_model(tmp_path, copy.deepcopy(base_model("llama")), compile=True)
+    monkeypatch.setattr(PackedLinear, "__call__", lambda *_: pytest.fail("it stands in for the module's forward"))
+    ids, mask = prompts(model.base_model, 1)
+    assert torch.equal(model.eagenerate(ids, max_new_tokens=NEW), generate_ids(model.base_model, ids, mask, NEW))
+    linears = [*model.target.packed._linears.values(), *model.ea_layer.packed._linears.values()]
+    assert linears and not any(linear.is_packed for linear in linears)
+
+
+def test_a_shape_is_timed_once_and_the_verdict_kept_on_disk(tmp_path, monkeypatch):
+    asked = say(monkeypatch, True, True)
+    model = ea_model(tmp_path, copy.deepcopy(base_model("llama")), compile=True)
+    shapes = {linear.shape for part in (model.target, model.ea_layer) for linear in part.packed._linears.values()}
+    assert len(asked) == len(shapes) >= 4
+    again = ea_model(tmp_path, copy.deepcopy(base_model("llama")), compile=True)
+    assert len(asked) == len(shapes) and again.target.packed.settings == model.target.packed.settings
+    files = list((tmp_path / "cache" / "eagle" / "products").iterdir())
+    assert len(files) == len(shapes)
+    for file in files:
+        file.write_text("nothing")
+    ea_model(tmp_path, copy.deepcopy(base_model("llama")), compile=True)
+    assert len(asked) == 2 * len(shapes)
+
+
+def test_a_dtype_it_changes_to_is_timed_by_itself(tmp_path, monkeypatch):
+    asked = say(monkeypatch, True, True)
+    packed = Packed(linear := torch.nn.Linear(8, 5))
+    linear.to(torch.bfloat16)
+    packed.refresh()
+    assert asked == [(8, torch.float32), (8, torch.bfloat16)] and packed._linears[linear].is_packed
+
+
+class Clock:
+    """Time that only products take."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(products.time, "perf_counter", lambda: self.now)
+
+    def product(self, seconds):
+        """Return a product that takes so long for x rows."""
+
+        def product(x):
+            self.now += seconds(len(x))
+
+        return product
+
+
+def test_the_faster_way_is_found_for_each_number_of_rows(monkeypatch):
+    clock = Clock(monkeypatch)
+    stock = clock.product(lambda rows: 1e-5 * rows)
+    packed = clock.product(lambda rows: 1e-4 + 2e-6 * rows)
+    verdicts = faster_packed([stock], [packed], 4, torch.float32)
+    assert verdicts == tuple(1e-4 + 2e-6 * rows < 0.95e-5 * rows for rows in ROWS) and len(set(verdicts)) == 2
+    assert faster_packed([stock], [stock], 4, torch.float32) == NEVER
+
+
+def test_what_else_the_machine_does_decides_nothing(monkeypatch):
+    clock, chance = Clock(monkeypatch), random.Random(5)
+    quick, slow = (clock.product(lambda rows, own=own: own + 1e-3 * (chance.random() < 0.6)) for own in (1e-5, 2e-5))
+    for _ in range(5):
+        assert faster_packed([quick], [slow], 4, torch.float32) == NEVER
+        assert faster_packed([slow], [quick], 4, torch.float32) == ALWAYS
+
+
+@pytest.mark.parametrize("seconds", [1e-6, 1e-3, 0.5, 10.0])
+def test_timing_ends_soon_however_slow_the_layer(monkeypatch, seconds):
+    clock = Clock(monkeypatch)
+    faster_packed([clock.product(lambda rows: seconds * rows)], [clock.product(lambda rows: seconds)], 4, torch.float32)
+    longest = max(products.SECONDS, 0) + 8 * seconds * (ROWS[-1] + 1)
+    assert clock.now <= (longest if seconds < 1e-2 else 8 * seconds * (ROWS[0] + 1))

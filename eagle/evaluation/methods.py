@@ -98,9 +98,9 @@ def _generate(base: Any, name: str, temperature: float, **extra: Any) -> Method:
     neutral = without_defaults(base)  # penalties and samplers of its own would measure something else
 
     def run(prompt: Prompt, new: int, streamer: BaseStreamer | None = None) -> torch.Tensor:
-        config = GenerationConfig(max_new_tokens=new, eos_token_id=eos, pad_token_id=pad, **sampling)
+        config = GenerationConfig(max_new_tokens=new, eos_token_id=eos, pad_token_id=pad, **sampling, **extra)
         return neutral.generate(
-            prompt.ids_BS, attention_mask=prompt.mask_BS, generation_config=config, streamer=streamer, **extra
+            prompt.ids_BS, attention_mask=prompt.mask_BS, generation_config=config, streamer=streamer
         )
 
     def watch(prompt: Prompt, new: int, told: Told) -> torch.Tensor:

@@ -15,7 +15,7 @@ import transformers
 
 import eagle
 from eagle.evaluation.measure import Row
-from eagle.model.costs import processor_name
+from eagle.model.measurements import processor_name
 from eagle.model.stats import STAGES
 
 UNKNOWN = "–"

@@ -5,11 +5,7 @@ Where steps are replayed from graphs, so is what is measured. The file lies unde
 models' shapes, dtype, kernels, device, threads, versions, graphs.
 """
 
-import hashlib
-import json
 import logging
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -20,11 +16,11 @@ import numpy as np
 import torch
 import transformers
 
-import eagle
 from eagle.model.bucket_cache import BucketCache
 from eagle.model.configs import TreeConfig
 from eagle.model.draft_state import DraftState
 from eagle.model.drafter import Drafter
+from eagle.model.measurements import device_name, kept_file, progress_bar, read, write
 from eagle.model.static_state import StaticDraftState
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import DraftTree, from_parents
@@ -37,7 +33,11 @@ CONTEXTS = (64, 1024)
 # Tokens of one forward, over all rows, beyond which nothing is measured; the same for tokens in the cache, which may
 # not take more memory than the calls it is measured for. A slope needs contexts that are so many times apart.
 MOST_TOKENS, MOST_CACHED, APART = 512, 8192, 4
-ROUNDS, SECONDS = 3, 1.0
+# Sizes that are measured of a model so slow that all of them would take too long.
+FEW_NODES, FEW_WIDTHS = (1, 8, 32), (1, 10)
+# Seconds that measuring a batch size may take, and rounds at most. A slow model is measured at fewer sizes, each once
+# after a warm-up: about a dozen of its forwards.
+SECONDS, ROUNDS = 4.0, 9
 # Work on tensors that stay where they are -> what replays it.
 Recorded = Callable[[Callable[[], None]], Callable[[], None]]
 
@@ -103,12 +103,14 @@ def _line(wanted: np.ndarray, sizes: tuple[int, ...], seconds: tuple[float, ...]
 
 def costs_of(target: TargetModel, drafter: Drafter, taps: Taps, batch: int, recorded: Recorded | None = None) -> Costs:
     """Return the costs for a batch, from disk where they were measured before; see `measure`."""
-    path = _folder() / f"{_key(target, drafter, batch, recorded is not None)}.json"
+    path = _file(target, drafter, batch, recorded is not None)
     known = _read(path)
     if known is None:
-        logger.info("measuring the cost of drafting and verifying for %d row(s), once on this machine", batch)
+        started = time.perf_counter()
         known = measure(target, drafter, taps, batch, recorded)
-        _write(path, known)
+        write(path, asdict(known))
+        seconds = time.perf_counter() - started
+        logger.info("timed drafting and verifying for %d row(s) in %.1f s, kept in %s", batch, seconds, path.parent)
     return known
 
 
@@ -116,21 +118,69 @@ def costs_of(target: TargetModel, drafter: Drafter, taps: Taps, batch: int, reco
 def measure(target: TargetModel, drafter: Drafter, taps: Taps, batch: int, recorded: Recorded | None = None) -> Costs:
     """Time forwards over trees and draft levels, in alternating rounds; the least disturbed one counts.
 
+    Takes `SECONDS`, or about a dozen forwards where that is longer, and shows a bar meanwhile.
+
     Args:
         recorded: makes graphs of them; None runs them as they are.
     """
     most = drafter.tree.nodes
     contexts = _contexts(target, batch, 2 * most)
-    nodes = tuple(size for size in NODES if size < most and size * batch <= MOST_TOKENS)
-    nodes += (most,) if most * batch <= MOST_TOKENS else ()
-    widths = tuple(sorted({min(width, drafter.tree.top_k) for width in WIDTHS}))
+    # Two contexts, two kinds of work each: as much time for all.
+    clock = _Clock(target.device, recorded, SECONDS / 4)
+    is_slow = _plain_seconds(target, taps, batch, contexts[0]) * 2 * len(NODES) > SECONDS / 2
+    nodes = tuple(size for size in (FEW_NODES if is_slow else NODES) if size < most and size * batch <= MOST_TOKENS)
+    nodes = (*nodes, most) if most * batch <= MOST_TOKENS else nodes or (1,)
+    widths = tuple(sorted({min(width, drafter.tree.top_k) for width in (FEW_WIDTHS if is_slow else WIDTHS)}))
+    contexts = contexts[:1] if is_slow else contexts
     verify, first, level = [], [], []
-    for context in contexts:
-        verify.append(_verify_seconds(target, taps, batch, context, nodes or (1,), recorded))
-        drafts = _draft_seconds(target, drafter, taps, batch, context, widths, recorded)
-        first.append(tuple(drafts[width, 0] for width in widths))
-        level.append(tuple(max(0.0, drafts[width, 2] - drafts[width, 0]) / 2 for width in widths))
-    return Costs(contexts, nodes or (1,), tuple(verify), widths, tuple(first), tuple(level))
+    with progress_bar(len(contexts) * (len(nodes) + 2 * len(widths)), "timing draft trees") as clock.bar:
+        for context in contexts:
+            verify.append(_verify_seconds(target, taps, batch, context, nodes, clock))
+            drafts = _draft_seconds(target, drafter, taps, batch, context, widths, clock)
+            first.append(tuple(drafts[width, 0] for width in widths))
+            level.append(tuple(max(0.0, drafts[width, 2] - drafts[width, 0]) / 2 for width in widths))
+    return Costs(contexts, nodes, tuple(verify), widths, tuple(first), tuple(level))
+
+
+@dataclass
+class _Clock:
+    """Times alternatives against each other.
+
+    Attributes:
+        device: where they run.
+        recorded: makes graphs of them, or None.
+        seconds: for all rounds of one call, warm-up and first round excepted.
+        bar: moves on by one with every alternative.
+    """
+
+    device: torch.device
+    recorded: Recorded | None
+    seconds: float
+    bar: Any = None
+
+    def least(self, runs: dict[Any, Callable[[], None]]) -> dict[Any, float]:
+        """Return the shortest time of every run over alternating rounds, after one that does not count."""
+        if self.recorded is not None:
+            runs = {name: self.recorded(run) for name, run in runs.items()}
+        began = time.perf_counter()
+        best = dict[Any, float]()
+        for name, run in runs.items():
+            run()
+            best[name] = self.once(run)
+            self.bar.update()
+        for _ in range(ROUNDS - 1):
+            if time.perf_counter() - began > self.seconds:
+                break
+            for name, run in runs.items():
+                best[name] = min(best[name], self.once(run))
+        return best
+
+    def once(self, run: Callable[[], None]) -> float:
+        """Return how long a run takes, the device's work included."""
+        started = time.perf_counter()
+        run()
+        torch.zeros((), device=self.device).item()  # waits until the device has done what was queued
+        return time.perf_counter() - started
 
 
 def _contexts(target: TargetModel, batch: int, room: int) -> tuple[int, ...]:
@@ -144,11 +194,24 @@ def _contexts(target: TargetModel, batch: int, room: int) -> tuple[int, ...]:
     return tuple(context for context in wanted if context + room < last) or (max(1, min(near, last - room)),)
 
 
+def _plain_seconds(target: TargetModel, taps: Taps, batch: int, context: int) -> float:
+    """Return how long a forward over the root alone takes, once warm."""
+    cache = target.new_cache(batch, context + 1, [0] * batch)
+    cache.advance([context] * batch)
+    root = _star(batch, 1, target.device)
+    clock = _Clock(target.device, None, 0.0)
+
+    def verify() -> None:
+        target.verify(root, cache, taps)
+
+    return min(clock.once(verify), clock.once(verify))
+
+
 def _verify_seconds(
-    target: TargetModel, taps: Taps, batch: int, context: int, nodes: tuple[int, ...], recorded: Recorded | None
+    target: TargetModel, taps: Taps, batch: int, context: int, nodes: tuple[int, ...], clock: _Clock
 ) -> tuple[float, ...]:
     # Keys and values of zeros cost what others cost: nothing is prefilled.
-    new_cache = target.new_cache if recorded is None else target.new_bucket
+    new_cache = target.new_cache if clock.recorded is None else target.new_bucket
     cache = new_cache(batch, context + max(nodes), [0] * batch)
     cache.advance([context] * batch)
     trees = {size: _star(batch, size, target.device) for size in nodes}
@@ -160,7 +223,7 @@ def _verify_seconds(
 
         return verify
 
-    best = _least({size: run(size) for size in nodes}, target.device, recorded)
+    best = clock.least({size: run(size) for size in nodes})
     return tuple(best[size] for size in nodes)
 
 
@@ -171,28 +234,28 @@ def _draft_seconds(
     batch: int,
     context: int,
     widths: tuple[int, ...],
-    recorded: Recorded | None,
+    clock: _Clock,
 ) -> dict[tuple[int, int], float]:
     state = drafter.start(batch, context + 2, [0] * batch)
     scratch = target.new_cache(batch, 2, [0] * batch)
     features_B1F = target.verify(_star(batch, 1, target.device), scratch, taps).features_BNF
     assert features_B1F is not None
     roots_B = torch.zeros(batch, dtype=torch.int64, device=target.device)
-    if recorded is not None:
+    if clock.recorded is not None:
         state = _static_state(drafter, batch, context, features_B1F)
     state.cache.advance([context] * batch)
 
     def run(width: int, depth: int) -> Callable[[], None]:
         def draft() -> None:
             state.tree = TreeConfig(total_token=2, depth=depth, top_k=width)
-            if recorded is None:
+            if clock.recorded is None:
                 state.cache.rewind(context, state.cache.capacity)
                 drafter.observe(state, features_B1F, roots_B[:, None], [1] * batch)
             drafter.draft(state, roots_B)
 
         return draft
 
-    return _least({(w, d): run(w, d) for w in widths for d in (0, 2)}, target.device, recorded)
+    return clock.least({(w, d): run(w, d) for w in widths for d in (0, 2)})
 
 
 def _static_state(drafter: Drafter, batch: int, context: int, features_B1F: torch.Tensor) -> DraftState:
@@ -206,25 +269,6 @@ def _static_state(drafter: Drafter, batch: int, context: int, features_B1F: torc
     )
 
 
-def _least(runs: dict[Any, Callable[[], None]], device: torch.device, recorded: Recorded | None) -> dict[Any, float]:
-    """Return the shortest time of every run over alternating rounds, after one that does not count."""
-    marker = torch.zeros((), device=device)
-    if recorded is not None:
-        runs = {name: recorded(run) for name, run in runs.items()}
-    for run in runs.values():
-        run()
-    best = dict.fromkeys(runs, float("inf"))
-    rounds, began = 0, time.perf_counter()
-    while rounds < ROUNDS or (rounds < 3 * ROUNDS and time.perf_counter() - began < SECONDS):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            marker.item()  # waits until the device has done what was queued
-            best[name] = min(best[name], time.perf_counter() - started)
-        rounds += 1
-    return best
-
-
 def _star(batch: int, nodes: int, device: torch.device) -> DraftTree:
     """Return a tree whose drafted nodes are all children of the root."""
     zeros_BN = torch.zeros(batch, nodes, dtype=torch.int64, device=device)
@@ -233,19 +277,14 @@ def _star(batch: int, nodes: int, device: torch.device) -> DraftTree:
     return from_parents(zeros_BN, parents_BN, zeros_BN.float(), min(nodes, 2))
 
 
-def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eagle" / "costs"
-
-
-def _key(target: TargetModel, drafter: Drafter, batch: int, are_graphs: bool) -> str:
+def _file(target: TargetModel, drafter: Drafter, batch: int, are_graphs: bool) -> Path:
     device = target.device
     own = {"_name_or_path", "transformers_version", "architectures"}
     made_of = {
-        "versions": [eagle.__version__, torch.__version__, transformers.__version__],
+        "transformers": transformers.__version__,
         "device": device_name(device),
-        "threads": torch.get_num_threads(),
         "dtypes": [str(target.model.dtype), str(drafter.head.dtype)],
-        "packed": target.packed is not None,
+        "packed": [part.settings if part is not None else None for part in (target.packed, drafter.packed)],
         "attention": target.model.config._attn_implementation,
         "target": {k: v for k, v in target.model.config.to_dict().items() if k not in own},
         "head": {k: v for k, v in drafter.head.config.to_dict().items() if k not in own},
@@ -253,38 +292,14 @@ def _key(target: TargetModel, drafter: Drafter, batch: int, are_graphs: bool) ->
         "batch": batch,
         **({"graphs": True} if are_graphs else {}),
     }
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True, default=str).encode()).hexdigest()[:24]
-
-
-def device_name(device: torch.device) -> str:
-    """Return what an accelerator calls itself, or the name of the processor."""
-    if device.type != "cpu":
-        return str(torch.get_device_module(device).get_device_name(device))
-    return processor_name()
-
-
-def processor_name() -> str:
-    """Return the name of this machine's processor."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return kept_file("costs", made_of)
 
 
 def _read(path: Path) -> Costs | None:
+    fields = read(path)
     try:
-        fields = json.loads(path.read_text())
         sizes = [tuple(fields[name]) for name in ("contexts", "nodes", "widths")]
         verify, first, level = (tuple(map(tuple, fields[name])) for name in ("verify", "first", "level"))
         return Costs(sizes[0], sizes[1], verify, sizes[2], first, level)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None  # none yet, or unreadable: it is measured anew
-
-
-def _write(path: Path, costs: Costs) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(asdict(costs)))
-        part.replace(path)
-    except OSError as problem:
-        logger.info("costs are not kept: %s", problem)

@@ -1,0 +1,192 @@
+"""What this processor is good at: linear products as torch does them and packed, by dtype, shape and number of rows.
+
+    eagle processor
+    eagle processor --base-model-path BASE      # the shapes of a model's own layers
+
+Says what `compile=True` will pack here, and which dtype multiplies faster. Every shape is timed over several layers, so
+that not all of their weights stay in the nearest cache; the least disturbed of alternating rounds counts.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from eagle.evaluation.report import aligned, write_json
+from eagle.model.measurements import processor_name
+from eagle.model.packing import PackedLinear, packable
+from eagle.model.products import FASTER, PASS
+
+SHAPES = ("256x576", "2048x5632")
+ROWS = (1, 4, 12, 26, 60)
+# The rows of a tree of usual size, at which dtypes are compared.
+TREE = 12
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one product, stock and packed (None where this dtype is not packed here), per number of rows."""
+
+    inputs: int
+    outputs: int
+    dtype: str
+    rows: tuple[int, ...]
+    stock: tuple[float, ...]
+    packed: tuple[float, ...] | None
+
+    @property
+    def name(self) -> str:
+        """The shape in words."""
+        return f"{self.inputs} → {self.outputs}"
+
+    @property
+    def faster(self) -> list[int]:
+        """The numbers of rows at which packed is faster."""
+        pairs = zip(self.rows, self.stock, self.packed or (), strict=False)
+        return [rows for rows, stock, packed in pairs if packed <= FASTER * stock]
+
+    @property
+    def best(self) -> dict[int, float]:
+        """Milliseconds of the faster way, by rows."""
+        return {rows: min(both) for rows, *both in zip(self.rows, self.stock, self.packed or self.stock, strict=True)}
+
+
+@torch.no_grad()
+def time_products(inputs: int, outputs: int, dtype: torch.dtype, rows: Sequence[int], rounds: int) -> Timing:
+    """Time products of one shape, both ways in alternating rounds."""
+    layer = nn.Linear(inputs, outputs, bias=False, dtype=dtype)
+    count = max(1, min(8, PASS // (layer.weight.numel() * layer.weight.element_size())))
+    layers = [layer, *(nn.Linear(inputs, outputs, bias=False, dtype=dtype) for _ in range(count - 1))]
+    ways: list[Sequence[Callable[[torch.Tensor], torch.Tensor]]] = [layers]
+    if packable(dtype):
+        copies = [PackedLinear(one) for one in layers]
+        for copy in copies:
+            copy.pack()
+        ways.append([copy.product for copy in copies])
+    least: list[list[float]] = [[] for _ in ways]
+    for number in rows:
+        x_RE = torch.randn(1, number, inputs).to(dtype)
+        seconds: list[list[float]] = [[] for _ in ways]
+        for _ in range(rounds + 1):
+            for way, kept in zip(ways, seconds, strict=True):
+                started = time.perf_counter()
+                for product in way:
+                    product(x_RE)
+                kept.append(time.perf_counter() - started)
+        for kept, found in zip(seconds, least, strict=True):
+            found.append(1000 * min(kept[1:]) / count)  # the first round warms up
+    name = str(dtype).removeprefix("torch.")
+    return Timing(inputs, outputs, name, tuple(rows), tuple(least[0]), tuple(least[1]) if len(ways) > 1 else None)
+
+
+def shapes_of(path: str) -> list[tuple[int, int]]:
+    """Return the shapes of a model's linear layers, most numbers last, from its configuration alone."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+    found = {(m.in_features, m.out_features) for m in model.modules() if type(m) is nn.Linear}
+    return sorted(found, key=lambda shape: shape[0] * shape[1])
+
+
+def abilities() -> str:
+    """Return threads and instruction sets of this processor."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    words = [f"{torch.get_num_threads()} threads", torch.backends.cpu.get_cpu_capability()]
+    return ", ".join([*words, "bf16" if packable(torch.bfloat16) else "no bf16", "AMX" if amx else "no AMX"])
+
+
+def table(timings: Sequence[Timing]) -> str:
+    """Return all times as aligned text, stock → packed."""
+    header = ["ms, stock → packed", "dtype", *(f"{rows} rows" for rows in timings[0].rows)]
+    lines = []
+    for one in timings:
+        pairs = zip(one.stock, one.packed or [None] * len(one.stock), strict=True)
+        cells = [f"{stock:.2f}" + (f" → {packed:.2f}" if packed is not None else "") for stock, packed in pairs]
+        lines.append([one.name, one.dtype, *cells])
+    return aligned(header, lines)
+
+
+def advice(timings: Sequence[Timing]) -> list[str]:
+    """Return what follows for `compile=True` and for the dtype, a line each."""
+    lines = []
+    for dtype in dict.fromkeys(one.dtype for one in timings):
+        found = [
+            f"{one.name} at {', '.join(map(str, one.faster))} rows"
+            for one in timings
+            if one.dtype == dtype and one.faster
+        ]
+        lines.append(
+            f"compile=True in {dtype}: " + (f"faster for {'; '.join(found)}" if found else "nothing is faster packed")
+        )
+    rows = min(timings[0].rows, key=lambda rows: abs(rows - TREE))
+    for name in dict.fromkeys(one.name for one in timings):
+        best = {one.dtype: one.best[rows] for one in timings if one.name == name}
+        if len(best) > 1:
+            first, second = sorted(best, key=best.__getitem__)[:2]
+            lines.append(f"{name} at {rows} rows: {first} takes {best[first] / best[second]:.2f} of {second}'s time")
+    return lines
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(prog="eagle processor", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--shapes", nargs="+", metavar="INxOUT", help=f"default: {' '.join(SHAPES)}")
+    parser.add_argument("--base-model-path", help="take the shapes of this model's linear layers; no weights are read")
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32", "bfloat16"]
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS), help="rows of a product: nodes of a tree")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--json", type=Path, help="also write everything here")
+    return parser
+
+
+def chosen_shapes(args: argparse.Namespace) -> list[tuple[int, int]]:
+    """Return the shapes that were asked for.
+
+    Raises:
+        ValueError: one is not two numbers, or rows or rounds are less than 1.
+    """
+    for name, values in (("--rows", args.rows), ("--rounds", [args.rounds])):
+        if min(values) < 1:
+            raise ValueError(f"{name}={min(values)} must be at least 1")
+    if args.base_model_path is not None:
+        if args.shapes:
+            raise ValueError("--shapes and --base-model-path name the same thing: pass one of them")
+        return shapes_of(args.base_model_path)
+    found = []
+    for shape in args.shapes or SHAPES:
+        sides = shape.split("x")
+        if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+            raise ValueError(f"--shapes {shape} must be two numbers as in {SHAPES[0]}")
+        found.append((int(sides[0]), int(sides[1])))
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and report."""
+    options = parser()
+    args = options.parse_args(argv)
+    try:
+        shapes = chosen_shapes(args)
+    except (ValueError, OSError) as refusal:
+        options.error(str(refusal).partition("\n")[0])
+    asked = [(*shape, dtype) for shape in shapes for dtype in args.dtypes]
+    timings = [
+        time_products(inputs, outputs, getattr(torch, dtype), args.rows, args.rounds)
+        for inputs, outputs, dtype in tqdm(asked, unit="shape", leave=False, disable=None)
+    ]
+    lines = [f"{processor_name()}: {abilities()}", "", table(timings), "", *advice(timings)]
+    sys.stdout.write("\n".join(lines) + "\n")
+    write_json(args, {"timings": [asdict(one) for one in timings]})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
