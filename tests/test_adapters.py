@@ -2,9 +2,11 @@
 
 import copy
 
+import peft
 import pytest
 import torch
 from architectures import VOCABULARY, base_model, prompts
+from packaging.version import Version
 from pairs import ea_model, random_head
 from peft import (
     AdaptionPromptConfig,
@@ -15,9 +17,11 @@ from peft import (
     PromptTuningConfig,
     XLoraConfig,
     get_peft_model,
+    inject_adapter_in_model,
 )
 from references import generate_ids, uncached_features
 from scripted import ScriptedDrafter
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from eagle.model.target import TargetModel
 
@@ -112,11 +116,22 @@ def test_switching_and_disabling_adapters_counts_at_once(tmp_path):
     assert not any(torch.equal(seen[i], seen[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_an_adapter_added_to_the_model_itself_and_a_merged_one_need_no_unwrapping(tmp_path):
+def test_a_merged_adapter_needs_no_unwrapping(tmp_path):
     merged = adapted(LAYERED["lora"]()).merge_and_unload()
     check_ids_equal_generate(tmp_path, merged, "eagle3", "scripted", False)
+
+
+@pytest.mark.parametrize("package", ["transformers", "peft"])
+def test_an_adapter_added_to_the_model_itself_needs_no_unwrapping(tmp_path, package):
     own = copy.deepcopy(base_model("qwen3"))
-    own.add_adapter(LoraConfig(r=4, target_modules=ATTENTION, init_lora_weights=False))
+    config = LoraConfig(r=4, target_modules=ATTENTION, init_lora_weights=False)
+    if package == "peft":
+        inject_adapter_in_model(config, own)
+    elif Version(peft.__version__) < Version(MIN_PEFT_VERSION):
+        pytest.skip(f"this transformers adds adapters with peft {MIN_PEFT_VERSION} or newer")
+    else:
+        own.add_adapter(config)
+    assert any("lora" in name for name, _ in own.named_parameters())
     check_ids_equal_generate(tmp_path, own.eval(), "eagle", "scripted", False)
 
 
