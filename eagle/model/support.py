@@ -150,7 +150,10 @@ def check_mode(model: Any) -> None:
         return
     rates = [value for key, value in text_config(model.config).to_dict().items() if key.endswith(("dropout", "pdrop"))]
     rates += [module.p for module in model.modules() if isinstance(module, nn.Dropout) and module.training]
-    if any(isinstance(rate, float) and rate > 0 for rate in rates) or model.is_gradient_checkpointing:
+    # Its name since transformers 5.24, and before; reading the old one warns.
+    names = ("is_activation_checkpointing", "is_gradient_checkpointing")
+    checkpoints = next((bool(getattr(model, name)) for name in names if hasattr(type(model), name)), False)
+    if any(isinstance(rate, float) and rate > 0 for rate in rates) or checkpoints:
         raise ValueError(
             "the base model is in training mode, where dropout or gradient checkpointing make every forward another: "
             "call model.eval() first"
