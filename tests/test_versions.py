@@ -17,6 +17,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from eagle.model.releases import NEWEST_TESTED
+
 ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
 LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
@@ -89,8 +91,6 @@ def test_makefile_readme_and_dependencies_name_the_same_oldest_transformers():
 
 
 def test_the_pinned_transformers_is_the_newest_tested_wherever_python_allows():
-    from eagle.model.support import NEWEST_TESTED
-
     assert setting("NEWEST") == NEWEST_TESTED and versions.pinned() == Version(NEWEST_TESTED)
     for environment in ENVIRONMENTS:
         if environment["python_version"] != "3.10":
