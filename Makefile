@@ -1,52 +1,124 @@
-# Everything is set up by the targets themselves: a virtual environment in .venv, made once.
+# Everything is set up by the targets themselves: a virtual environment in .venv, made once and brought up to date when
+# pyproject.toml or constraints.txt changes. Recipes print lines of ours; what pip says goes to a file.
+.SILENT:
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The CPU build of torch. For a GPU: make TORCH=torch demo
-TORCH ?= torch==2.13.0
-# The oldest transformers that `dependencies` in pyproject.toml allows.
+LOG := $(VENV)/install.log
+# Stamps: what the library needs is installed; and what tests, lint and training need on top.
+CORE := $(VENV)/.core
+ALL := $(VENV)/.all
+# The oldest transformers that `dependencies` in pyproject.toml allows, and the newest that every test passes with:
+# NEWEST_TESTED in eagle/model/releases.py. `make lock` holds the pins to the latter and to this torch.
 OLDEST := 5.0.0
-OLD := build/transformers-$(OLDEST)
+NEWEST := 5.24.0
+TORCH := 2.13.0
+UV := 0.13.9
+# What this package, deepspeed and wavedrom ask for when they are built.
+BUILDS := setuptools wheel setuptools-scm
+# What `versions` tries beside the newest.
+VERSIONS := $(OLDEST) 5.12.1 5.20.2 5.23.0 $(NEWEST)
+WITH := build/transformers-$(VERSION)
 # Test files with marks of it; others may import what the oldest transformers does not have.
 CONTRACT = $(shell grep -lE "mark\.contract|^from contract import" tests/test_*.py)
-STAMP := $(VENV)/.installed
+# Every pip that runs below, those that tests start too, takes the pinned versions. As a URL, so that folders may have
+# spaces in their names. Older pips build packages under the first, newer ones under the second.
+empty :=
+export PIP_CONSTRAINT := file://$(subst $(empty) ,%20,$(CURDIR))/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
+# $(call pip,ARGUMENTS): installs, and says something only where that fails.
+pip = $(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off $(1) >>$(LOG) 2>&1 || \
+	{ tail -n 15 $(LOG) >&2; echo "eagle: pip failed; all it said is in $(LOG)" >&2; exit 1; }
 
-.PHONY: demo test test-oldest nightly lint bench docs clean
+.PHONY: demo test test-oldest test-newest test-with versions nightly lint bench docs lock clean
 
-$(STAMP): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	touch $@
-
-demo: $(STAMP) ## a real trained pair: tokens per step, speeds, equal ids
+demo: $(CORE) ## a real trained pair: tokens per step, speeds, equal ids
 	$(BIN)/python examples/quickstart.py
 
-test: $(STAMP) ## the test suite
+test: $(ALL) ## the test suite
 	$(BIN)/python -m pytest -n 2 -m "not nightly"
 
-test-oldest: $(STAMP) $(OLD)/.installed ## what must hold with the oldest supported transformers
-	PYTHONPATH=$(OLD) $(BIN)/python -c "import transformers as t; assert t.__version__ == '$(OLDEST)', t.__file__"
-	PYTHONPATH=$(OLD) $(BIN)/python -m pytest -n 2 -m "contract and not nightly" $(CONTRACT)
+test-oldest: ## what must hold with the oldest supported transformers
+	$(MAKE) --no-print-directory test-with VERSION=$(OLDEST)
 
-$(OLD)/.installed: $(STAMP)
-	$(BIN)/python -m pip install --quiet --target $(OLD) "transformers==$(OLDEST)"
-	touch $@
+test-newest: $(ALL) ## the same with the newest that the registry has now, and the newest of what that needs
+	newest=$$($(BIN)/python -m pip index versions transformers 2>>$(LOG) | sed -n '1s/.*(\(.*\))/\1/p'); \
+	test -n "$$newest" || { echo "eagle: no answer to which transformers is the newest; see $(LOG)" >&2; exit 1; }; \
+	echo "eagle: the newest transformers is $$newest"; \
+	rm -rf build/transformers-$$newest; \
+	$(MAKE) --no-print-directory test-with VERSION=$$newest
 
-nightly: $(STAMP) ## full products of the cases that `test` runs pairwise
+test-with: $(WITH)/.installed ## the same with any: make test-with VERSION=5.12.1
+	PYTHONPATH=$(WITH) $(BIN)/python -c "import transformers as t; assert t.__version__ == '$(VERSION)', t.__file__"
+	PYTHONPATH=$(WITH) $(BIN)/python -m pytest -n 2 -m "contract and not nightly" \
+		--junitxml build/versions/$(VERSION).xml $(CONTRACT)
+
+versions: $(ALL) ## the same with several, and the table in docs/versions.md from what pytest reports
+	rm -rf build/versions
+	$(MAKE) --no-print-directory test-newest || true
+	for version in $(VERSIONS); do \
+		test -e build/versions/$$version.xml || $(MAKE) --no-print-directory test-with VERSION=$$version || true; \
+	done
+	$(BIN)/python tests/versions.py --write build/versions $(VERSIONS)
+
+nightly: $(ALL) ## full products of the cases that `test` runs pairwise
 	$(BIN)/python -m pytest -n 2
 
-lint: $(STAMP) ## format, lint and types
+lint: $(ALL) ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMP) ## speeds of the tiny pair, alternating rounds
+bench: $(CORE) ## speeds of the tiny pair, alternating rounds
 	$(BIN)/python -m eagle.evaluation.bench
 
-docs: $(STAMP) ## rewrite the tables in docs/ from what the tests find
+docs: $(ALL) ## rewrite the tables in docs/ from what the tests find
 	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_keywords.py
 	$(BIN)/python tests/verdicts.py --write
 
+lock: build/uv-$(UV)/bin/uv ## rewrite constraints.txt: today's releases, for every Python and platform
+	printf '%s\n' "torch==$(TORCH)" "transformers<=$(NEWEST)" $(BUILDS) | \
+	build/uv-$(UV)/bin/uv pip compile --quiet --python $(BIN)/python --no-python-downloads \
+		--universal --python-version 3.10 --extra dev --upgrade --no-annotate --custom-compile-command "make lock" \
+		--output-file constraints.txt pyproject.toml - >>$(LOG)
+	echo "eagle: constraints.txt has $$(grep -c == constraints.txt) pins"
+
 clean:
 	rm -rf $(VENV) build
+
+$(BIN)/pip:
+	command -v $(PYTHON) >/dev/null || \
+		{ echo "eagle: no $(PYTHON) here; name a Python of 3.10 or newer: make PYTHON=python3.12 demo" >&2; exit 1; }
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+		{ echo "eagle: $(PYTHON) is older than 3.10; name a newer Python: make PYTHON=python3.12 demo" >&2; exit 1; }
+	$(PYTHON) -c "import ensurepip" 2>/dev/null || \
+		{ echo "eagle: $(PYTHON) makes no virtual environments; on Debian: apt install python3-venv" >&2; exit 1; }
+	echo "eagle: making $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+
+$(CORE): pyproject.toml constraints.txt | $(BIN)/pip
+	echo "eagle: installing torch and the core, about 250 MB to download (2.8 GB with CUDA): a few minutes;" \
+		"pip's output is in $(LOG)"
+	$(call pip,--editable .)
+	touch $@
+
+$(ALL): $(CORE)
+	echo "eagle: installing what tests, lint and training need, about 130 MB more; pip's output is in $(LOG)"
+	$(call pip,--editable ".[dev]")
+	touch $@
+
+# Beside the environment, with dependencies of its own: of the pins only those hold that torch and builds have.
+build/transformers-%/.installed: | $(ALL)
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	grep -E "^(torch|setuptools|wheel)==" constraints.txt >$(@D)/constraints.txt
+	echo "eagle: installing transformers $* in $(@D)"
+	PIP_CONSTRAINT=$(@D)/constraints.txt $(call pip,--target $(@D) "transformers==$*")
+	touch $@
+
+build/transformers-/.installed:
+	echo "eagle: with which transformers? make test-with VERSION=5.12.1" >&2
+	exit 1
+
+build/uv-$(UV)/bin/uv: | $(BIN)/pip
+	PIP_CONSTRAINT= $(call pip,--target build/uv-$(UV) "uv==$(UV)")
