@@ -24,11 +24,14 @@ CONTRACT = $(shell grep -lE "mark\.contract|^from contract import" tests/test_*.
 # Every pip that runs below, those that tests start too, takes the pinned versions. As a URL, so that folders may have
 # spaces in their names. Older pips build packages under the first, newer ones under the second.
 empty :=
+comma := ,
 export PIP_CONSTRAINT := file://$(subst $(empty) ,%20,$(CURDIR))/constraints.txt
 export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
+# $(call say,WHAT,HOW MUCH): before a stamp is made, for the first time or anew.
+say = echo "eagle: $(if $(wildcard $@),bringing $(1) up to date,installing $(1)$(comma) $(2)); pip's output is in $(LOG)"
 # $(call pip,ARGUMENTS): installs, and says something only where that fails.
-pip = $(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off $(1) >>$(LOG) 2>&1 || \
-	{ tail -n 15 $(LOG) >&2; echo "eagle: pip failed; all it said is in $(LOG)" >&2; exit 1; }
+pip = $(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off $(1) >$(LOG) 2>&1 || \
+	{ tail -n 15 $(LOG) | cut -c 1-200 >&2; echo "eagle: pip failed; all it said is in $(LOG)" >&2; exit 1; }
 
 .PHONY: demo test test-oldest test-newest test-with versions nightly lint bench docs lock clean
 
@@ -42,7 +45,7 @@ test-oldest: ## what must hold with the oldest supported transformers
 	$(MAKE) --no-print-directory test-with VERSION=$(OLDEST)
 
 test-newest: $(ALL) ## the same with the newest that the registry has now, and the newest of what that needs
-	newest=$$($(BIN)/python -m pip index versions transformers 2>>$(LOG) | sed -n '1s/.*(\(.*\))/\1/p'); \
+	newest=$$($(BIN)/python -m pip index versions transformers 2>$(LOG) | sed -n '1s/.*(\(.*\))/\1/p'); \
 	test -n "$$newest" || { echo "eagle: no answer to which transformers is the newest; see $(LOG)" >&2; exit 1; }; \
 	echo "eagle: the newest transformers is $$newest"; \
 	rm -rf build/transformers-$$newest; \
@@ -80,7 +83,7 @@ lock: build/uv-$(UV)/bin/uv ## rewrite constraints.txt: today's releases, for ev
 	printf '%s\n' "torch==$(TORCH)" "transformers<=$(NEWEST)" $(BUILDS) | \
 	build/uv-$(UV)/bin/uv pip compile --quiet --python $(BIN)/python --no-python-downloads \
 		--universal --python-version 3.10 --extra dev --upgrade --no-annotate --custom-compile-command "make lock" \
-		--output-file constraints.txt pyproject.toml - >>$(LOG)
+		--output-file constraints.txt pyproject.toml - >$(LOG)
 	echo "eagle: constraints.txt has $$(grep -c == constraints.txt) pins"
 
 clean:
@@ -97,13 +100,12 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(CORE): pyproject.toml constraints.txt | $(BIN)/pip
-	echo "eagle: installing torch and the core, about 250 MB to download (2.8 GB with CUDA): a few minutes;" \
-		"pip's output is in $(LOG)"
+	$(call say,torch and the core,about 250 MB to download (2.8 GB with CUDA): a few minutes)
 	$(call pip,--editable .)
 	touch $@
 
 $(ALL): $(CORE)
-	echo "eagle: installing what tests, lint and training need, about 130 MB more; pip's output is in $(LOG)"
+	$(call say,what tests$(comma) lint and training need,about 130 MB more)
 	$(call pip,--editable ".[dev]")
 	touch $@
 
