@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 
 import pytest
 import torch
@@ -77,7 +78,8 @@ def test_a_target_in_training_mode_with_dropout_or_checkpointing_is_refused(tmp_
     next(getattr(checkpointing, name) for name in names if hasattr(type(checkpointing), name))()
     for base in (dropping, checkpointing):
         model = ea_model(tmp_path, base)
-        with pytest.raises(ValueError, match=r"training mode.*call model\.eval\(\) first"):
+        with warnings.catch_warnings(), pytest.raises(ValueError, match=r"training mode.*call model\.eval\(\) first"):
+            warnings.simplefilter("error")
             model.generate(torch.tensor(IDS), max_new_tokens=3)
         model.eval()
         assert model.generate(torch.tensor(IDS), max_new_tokens=3).shape[1] > 4
