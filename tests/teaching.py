@@ -9,10 +9,10 @@ import torch
 from architectures import VOCABULARY, base_model
 from safetensors.torch import load_file
 
-from eagle.data_batches import Bucketed, Packed
-from eagle.data_folder import Counts, write_shard, write_summary
-from eagle.data_samples import Sample
-from eagle.data_shards import shard_path
+from eagle.data.batches import Bucketed, Packed
+from eagle.data.folder import Counts, write_shard, write_summary
+from eagle.data.samples import Sample
+from eagle.data.shards import shard_path
 from eagle.model.head import DraftHead, EagleHead
 from eagle.model.target import TargetModel
 from eagle.train.heads import taps_of

@@ -9,7 +9,7 @@ from chat_templates import FAMILIES, SILENT, tokenizer_of
 from fastchat.conversation import get_conv_template
 
 from eagle.chat import FastChatTemplate, RowError, choose_template
-from eagle.data_samples import conversation_samples
+from eagle.data.samples import conversation_samples
 
 ANSWERS = ["Paris é is.\n\n  Two  million", "USER: Hi </think there!", "x"]
 QUESTIONS = ["What is the capital?", "ASSISTANT: Paris é is.", "xylophones\n"]

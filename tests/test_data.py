@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 
 from eagle.chat import RowError
 from eagle.data import Bucketed, Packed, Sample, load, main, prepare, token_counts
-from eagle.data_batches import gathered
-from eagle.data_samples import document_sample, pieces, truncated
-from eagle.data_sources import Conversation, Document, parse, read
+from eagle.data.batches import gathered
+from eagle.data.samples import document_sample, pieces, truncated
+from eagle.data.sources import Conversation, Document, parse, read
 
 ROOT = Path(__file__).parent.parent
 HI = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there!"}]
@@ -353,7 +353,7 @@ def test_a_full_disk_is_named_and_nothing_half_is_left(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half a shard")
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr("eagle.data_folder.save_file", full)
+    monkeypatch.setattr("eagle.data.folder.save_file", full)
     with pytest.raises(OSError, match=r"shard_00000.* could not be written .*No space left.*the same command goes on"):
         prepared(tmp_path, [conversation(1)])
     assert not list((tmp_path / "out").iterdir())
@@ -431,10 +431,10 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-import eagle.data_folder
+import eagle.data.folder
 from chat_templates import FAMILIES, tokenizer_of
 from eagle.data import prepare
-written, save_file = [], eagle.data_folder.save_file
+written, save_file = [], eagle.data.folder.save_file
 
 def save_two_and_a_half(tensors, path, metadata):
     if len(written) == 2:
@@ -443,7 +443,7 @@ def save_two_and_a_half(tensors, path, metadata):
     written.append(path)
     save_file(tensors, path, metadata)
 
-eagle.data_folder.save_file = save_two_and_a_half
+eagle.data.folder.save_file = save_two_and_a_half
 tokenizer = tokenizer_of(FAMILIES["chatml"])
 prepare([sys.argv[1]], tokenizer, Path(sys.argv[2]), target="base", max_length=40, shard_tokens=200)
 """

@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig
 
-from eagle.data_batches import Bucketed, Packed
-from eagle.data_features import load_features
-from eagle.data_folder import Counts, write_shard, write_summary
-from eagle.data_samples import Sample
-from eagle.data_shards import shard_path
+from eagle.data.batches import Bucketed, Packed
+from eagle.data.features import load_features
+from eagle.data.folder import Counts, write_shard, write_summary
+from eagle.data.samples import Sample
+from eagle.data.shards import shard_path
 from eagle.ge_data import allocation, disk
 from eagle.ge_data.doors import output
 from eagle.ge_data.plan import planned, ranges

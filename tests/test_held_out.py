@@ -12,8 +12,8 @@ from architectures import base_model
 from pairs import random_head
 from teaching import Texts, data_folder, losses_of, random_texts, school, weights_of
 
-from eagle.data_folder import load
-from eagle.data_samples import Sample
+from eagle.data.folder import load
+from eagle.data.samples import Sample
 from eagle.model.checkpoint import save_head
 from eagle.train import loop
 from eagle.train.main import run_of

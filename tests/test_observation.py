@@ -4,8 +4,8 @@ import pytest
 import torch
 from architectures import base_model
 
-from eagle.data_batches import gathered
-from eagle.data_samples import Sample
+from eagle.data.batches import gathered
+from eagle.data.samples import Sample
 from eagle.model.observation import check_output, observe
 from eagle.model.target import TargetModel
 

@@ -10,83 +10,83 @@ import pytest
 import eagle
 
 ROOT = Path(eagle.__file__).parent
-RANKS = {
-    **dict.fromkeys(
-        ["choices", "tree", "stats", "cache_layer", "sampling", "facade", "gradients", "logits", "releases"], 0
-    ),
-    "kv_cache": 0.3,
-    **dict.fromkeys(["configs", "bucket_cache", "cache_pool"], 0.5),
-    **dict.fromkeys(["verify", "head", "support", "rows", "reference", "adapters", "packing"], 1),
-    "draft_state": 0.7,
-    "checkpoint": 1.5,
-    "target": 2,
-    "drafter": 2,
-    "loading": 2,
-    **dict.fromkeys(["prefix", "inputs", "observation"], 2.5),
-    "static_state": 2.2,
-    "walk": 2,
-    **dict.fromkeys(["decoding", "device_step"], 3),
-    "graphs": 3.2,
-    "graphed": 3.5,
-    "request": 3,
-    "output": 3.5,
-    "costs": 2.5,
-    "shapes": 2.6,
-    "prepared": 2.65,
-    "adaptive": 2.7,
-    "selfcheck": 3,
-    "diagnosis": 3.5,
-    "ea_model": 4,
-}
-DATA_RANKS = {
-    "chat": 0,
-    **dict.fromkeys(["data_samples", "data_sources"], 1),
-    "data_shards": 1.5,
-    **dict.fromkeys(["data_folder", "data_batches", "data_regenerate"], 2),
-    **dict.fromkeys(["data_features", "data_maker"], 3),
-    "data": 5,
-}
+# From the bottom to the top: a file imports only what stands before it. A folder is a line, its files in their order.
+ORDER = """
+    eagle: chat
+    eagle.model: choices tree configs stats gradients logits releases measurements products sampling
+    eagle.model: cache_layer kv_cache bucket_cache cache_pool verify head checkpoint adapters support packing loading
+    eagle.model: target observation draft_state drafter prefix rows walk static_state
+    eagle.model: costs shapes prepared adaptive decoding device_step graphs graphed
+    eagle.model: inputs request reference output facade selfcheck diagnosis ea_model
+    eagle.data: sources samples shards folder features batches regenerate maker preparation __main__
+    eagle.ge_data: disk doors plan shards allocation
+    eagle.train: settings configure lessons optimizers heads teachers sources chain unroll losses recipe
+    eagle.train: processes progress checkpoints card trial keeping loop main main_deepspeed
+    eagle.traineagle3: main
+    eagle.evaluation: synthetic prompts pairs methods probe measure report curve_points plots
+    eagle.evaluation: bench curves memory conversation processor
+    eagle: cli
+"""
+LINES = [line.strip().split(": ") for line in ORDER.strip().splitlines()]
+NAMES = [f"{folder}.{name}" for folder, names in LINES for name in names.split()]
+PLACES = {name: place for place, name in enumerate(NAMES)}
 # What data may know of the model: how it is loaded, and in one file how it answers.
-DATA_KNOWS = {"data": {"loading"}, "data_regenerate": {"ea_model", "loading", "support"}}
+DATA_KNOWS = {"preparation": {"loading"}, "regenerate": {"ea_model", "loading", "support"}}
 EDGES = ("train", "evaluation", "application", "ge_data")
 FILES = sorted(ROOT.rglob("*.py"))
 
 
+def module(path: Path) -> str:
+    """Return a file's dotted name."""
+    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+
+
 def imports(path: Path) -> list[str]:
-    """Return the eagle modules a file imports at run time."""
+    """Return the modules of eagle that a file imports, wherever in it and for whatever reason."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("eagle."):
-            found.append(node.module)
         assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path} has a relative import"
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "eagle":
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.append(inner if inner in PLACES else str(node.module))
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names if alias.name.split(".")[0] == "eagle"]
     return found
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name == "model"], ids=lambda p: p.stem)
-def test_model_files_import_only_from_lower_ranks(path):
-    if path.stem == "__init__":
-        return
-    for module in imports(path):
-        assert module.startswith("eagle.model."), f"{path.name} imports {module}"
-        assert RANKS[module.rsplit(".", 1)[1]] < RANKS[path.stem], f"{path.name} imports {module}"
+def test_the_order_names_every_file_once():
+    files = {module(path) for path in FILES if path.stem != "__init__"}
+    assert sorted(NAMES) == sorted(files)
 
 
-@pytest.mark.parametrize("name", DATA_RANKS)
-def test_data_files_import_from_lower_ranks_and_of_the_model_only_what_they_may(name):
-    for module in imports(ROOT / f"{name}.py"):
-        below = (
-            module.removeprefix("eagle.") in DATA_RANKS and DATA_RANKS[module.removeprefix("eagle.")] < DATA_RANKS[name]
-        )
-        known = module.startswith("eagle.model.") and module.rsplit(".", 1)[1] in DATA_KNOWS.get(name, ())
-        assert below or known, f"{name} imports {module}"
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem != "__init__"], ids=module)
+def test_a_file_imports_only_what_stands_before_it(path):
+    for name in imports(path):
+        if name in PLACES:
+            assert PLACES[name] < PLACES[module(path)], f"{module(path)} imports {name}"
+        else:  # a package: what it hands on stands wherever its files stand
+            assert (ROOT.parent / name.replace(".", "/") / "__init__.py").is_file(), name
+            last = max((PLACES[one] for one in NAMES if one.startswith(f"{name}.")), default=-1)
+            assert name == "eagle" or last < PLACES[module(path)], f"{module(path)} imports {name}"
+
+
+def test_the_model_knows_nothing_above_it_and_data_of_the_model_only_what_it_may():
+    for path in FILES:
+        folder = module(path).split(".")[1]
+        for name in imports(path):
+            if folder == "model":
+                assert name == "eagle" or name.startswith("eagle.model"), f"{path} imports {name}"
+            if folder == "data" and name.startswith("eagle.model."):
+                assert name.split(".")[-1] in DATA_KNOWS.get(path.stem, ()), f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("edge", EDGES)
 def test_the_edges_never_know_each_other(edge):
-    for path in (ROOT / edge).glob("*.py"):
-        for module in imports(path):
-            other = module.split(".")[1]
-            assert other == edge or other not in EDGES, f"{path} imports {module}"
+    for path in (ROOT / edge).rglob("*.py"):
+        for name in imports(path):
+            other = name.split(".")[1] if "." in name else ""
+            assert other == edge or other not in EDGES, f"{path} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

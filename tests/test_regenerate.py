@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from eagle.chat import RowError, choose_template
 from eagle.data import Regeneration, load, main, prepare
-from eagle.data_regenerate import Dialogue, ends_of
+from eagle.data.regenerate import Dialogue, ends_of
 from eagle.model.loading import load_base, load_tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -144,7 +144,7 @@ import os, signal, sys
 sys.path.insert(0, "tests")
 from pathlib import Path
 from test_regenerate import made
-from eagle.data_regenerate import Author
+from eagle.data.regenerate import Author
 answer, calls = Author._answer, []
 
 def answer_some(self, *arguments):

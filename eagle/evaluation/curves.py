@@ -12,11 +12,12 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from eagle.evaluation.curve_points import Point, Setting
 from eagle.evaluation.pairs import (
     TINY_HEADS,
     Pair,
@@ -37,54 +38,6 @@ from eagle.model.ea_model import EaModel
 WARM_STEPS = 2
 # What can be varied, and the options that say over which values.
 SWEEPS = {"total_token": "total_tokens", "depth": "depths", "batch": "batch_sizes", "context": "context_lengths"}
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Tree, rows and prompt tokens of one point."""
-
-    total_token: int
-    depth: int
-    top_k: int
-    batch: int
-    context: int
-
-
-@dataclass
-class Point:
-    """One point of one curve; a round adds its median step to each list, in milliseconds."""
-
-    swept: str
-    setting: Setting
-    nodes: int = 1
-    steps: list[float] = field(default_factory=list)
-    drafts: list[float] = field(default_factory=list)
-    verifies: list[float] = field(default_factory=list)
-
-    @property
-    def value(self) -> int:
-        """What the varied setting is here."""
-        return int(getattr(self.setting, self.swept))
-
-    @property
-    def draft_ms(self) -> float:
-        """Drafting, the head's reading of accepted tokens included."""
-        return statistics.median(self.drafts)
-
-    @property
-    def verify_ms(self) -> float:
-        """The target's forward over the tree."""
-        return statistics.median(self.verifies)
-
-    @property
-    def step_ms(self) -> float:
-        """The whole step."""
-        return statistics.median(self.steps)
-
-    @property
-    def rest_ms(self) -> float:
-        """Acceptance, commit and the host's bookkeeping."""
-        return max(0.0, self.step_ms - self.draft_ms - self.verify_ms)
 
 
 def points_of(args: argparse.Namespace) -> list[Point]:

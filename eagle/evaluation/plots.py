@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from eagle.evaluation.curve_points import Point
 from eagle.evaluation.measure import Row
 from eagle.evaluation.methods import BASELINES
 from eagle.evaluation.report import PARTS
-
-if TYPE_CHECKING:
-    from eagle.evaluation.curves import Point
 
 # Paul Tol's bright scheme: told apart in print and by colour-blind readers.
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
@@ -131,7 +129,7 @@ def _split_bars(rows: Sequence[Row], path: Path) -> Path:
     return _save(figure, path)
 
 
-def draw_curves(points: Sequence["Point"], path: Path) -> Path:
+def draw_curves(points: Sequence[Point], path: Path) -> Path:
     """Draw step time over each setting that was varied, draft and verify and the rest on top of one another."""
     swept, parts = list(dict.fromkeys(point.swept for point in points)), ("draft", "verify", "rest")
     columns = min(2, len(swept))

@@ -20,8 +20,8 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from eagle.data_features import SUMMARY
-from eagle.data_folder import load
+from eagle.data.features import SUMMARY
+from eagle.data.folder import load
 from eagle.ge_data.disk import check_room, sweep
 from eagle.ge_data.doors import output, write_doors
 from eagle.ge_data.plan import DTYPES, Plan, planned

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
-from eagle.data_features import DOORS, FORMAT, SUMMARY, read_summary
-from eagle.data_folder import check_settings, load
-from eagle.data_shards import shard_path
+from eagle.data.features import DOORS, FORMAT, SUMMARY, read_summary
+from eagle.data.folder import check_settings, load
+from eagle.data.shards import shard_path
 from eagle.ge_data.disk import readable, write_text
 from eagle.model.configs import EConfig, tapped_layers, text_config
 from eagle.model.logits import transform_of

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eagle.data_batches import gathered
-from eagle.data_samples import Sample
+from eagle.data.batches import gathered
+from eagle.data.samples import Sample
 from eagle.ge_data.disk import write
 from eagle.ge_data.plan import Plan
 from eagle.model.observation import observe

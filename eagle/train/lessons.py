@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from eagle.data_batches import Batch
+from eagle.data.batches import Batch
 
 
 @dataclass(frozen=True)

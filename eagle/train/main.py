@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from eagle.data_folder import load
+from eagle.data.folder import load
 from eagle.train.card import write_card
 from eagle.train.checkpoints import Checkpoints
 from eagle.train.heads import first_head, taps_of

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
-from eagle.data_batches import Batches, Bucketed, Packed, Samples
-from eagle.data_features import SUMMARY as FEATURES
-from eagle.data_features import Features, load_features
-from eagle.data_folder import SUMMARY as TEXTS
-from eagle.data_folder import load
-from eagle.data_samples import token_counts
+from eagle.data.batches import Batches, Bucketed, Packed, Samples
+from eagle.data.features import SUMMARY as FEATURES
+from eagle.data.features import Features, load_features
+from eagle.data.folder import SUMMARY as TEXTS
+from eagle.data.folder import load
+from eagle.data.samples import token_counts
 from eagle.model.diagnosis import checked_target
 from eagle.model.loading import load_base
 from eagle.model.target import Taps, TargetModel

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig
 
-from eagle.data_batches import Batches
-from eagle.data_features import Features
+from eagle.data.batches import Batches
+from eagle.data.features import Features
 from eagle.model.logits import transformed
 from eagle.model.observation import check_output, observe
 from eagle.model.target import Taps, TargetModel

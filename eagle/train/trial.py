@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from eagle.data_folder import Prepared
-from eagle.data_samples import Sample
+from eagle.data.folder import Prepared
+from eagle.data.samples import Sample
 from eagle.model.ea_model import EaModel
 from eagle.model.stats import GenerationStats
 from eagle.train.settings import Settings

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from eagle.data import prepare
-from eagle.data_features import SUMMARY as FEATURES
-from eagle.data_folder import SUMMARY as TEXTS
+from eagle.data.features import SUMMARY as FEATURES
+from eagle.data.folder import SUMMARY as TEXTS
 from eagle.model.loading import load_tokenizer
 from eagle.train.main import main as train
 

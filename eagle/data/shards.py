@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from eagle.data_samples import Sample
+from eagle.data.samples import Sample
 
 Some = TypeVar("Some", bound=Sample)
 

@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from eagle.chat import RowError
-from eagle.data_samples import Sample
-from eagle.data_shards import Texts, read_document, shard_path
+from eagle.data.samples import Sample
+from eagle.data.shards import Texts, read_document, shard_path
 
 FORMAT = 1
 SHOWN = 5

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from eagle.data_samples import Sample
-from eagle.data_shards import Shards, Texts, read_document, shard_path
+from eagle.data.samples import Sample
+from eagle.data.shards import Shards, Texts, read_document, shard_path
 
 FORMAT = 1
 SUMMARY = "features.json"

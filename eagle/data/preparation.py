@@ -18,27 +18,11 @@ from typing import Any
 from tqdm import tqdm
 
 from eagle.chat import Template, choose_template
-from eagle.data_batches import Batch, Batches, Bucketed, Packed
-from eagle.data_folder import SUMMARY, Counts, Prepared, Writer, check_settings, load, read_summary, vocabulary_hash
-from eagle.data_maker import Maker
-from eagle.data_regenerate import DTYPES, Author, Regeneration
-from eagle.data_samples import Sample, token_counts
-from eagle.data_sources import Raw, files_of, read
+from eagle.data.folder import SUMMARY, Counts, Prepared, Writer, check_settings, read_summary, vocabulary_hash
+from eagle.data.maker import Maker
+from eagle.data.regenerate import DTYPES, Author, Regeneration
+from eagle.data.sources import Raw, files_of, read
 from eagle.model.loading import load_tokenizer
-
-__all__ = [
-    "Batch",
-    "Batches",
-    "Bucketed",
-    "Packed",
-    "Prepared",
-    "Regeneration",
-    "Sample",
-    "load",
-    "main",
-    "prepare",
-    "token_counts",
-]
 
 SHARD_TOKENS = 1 << 22  # 20 MB; an interrupted run loses at most one shard
 logger = logging.getLogger(__name__)
@@ -74,8 +58,8 @@ def prepare(
         regeneration: how the target is to write the answers itself; by default they stay as they are.
 
     Raises:
-        FileNotFoundError, ImportError: see `eagle.data_sources.read`, `eagle.chat.choose_template` and
-            `eagle.data_regenerate.Author`.
+        FileNotFoundError, ImportError: see `eagle.data.sources.read`, `eagle.chat.choose_template` and
+            `eagle.data.regenerate.Author`.
         ValueError: sources without a usable row, a bad row with `strict`, conversations without a template, a folder
             made with other settings, a length below its least value, or a target that cannot answer.
     """
@@ -213,7 +197,3 @@ def main(argv: list[str] | None = None) -> int:
         command.error(str(refusal).partition("\n")[0])
     sys.stdout.write(report(data))
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

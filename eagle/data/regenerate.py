@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from eagle.chat import Message, RowError, Template, from_the_user
-from eagle.data_samples import Sample, conversation_samples, prompt_ids
+from eagle.data.samples import Sample, conversation_samples, prompt_ids
 from eagle.model.ea_model import EaModel
 from eagle.model.loading import load_base
 from eagle.model.support import last_position

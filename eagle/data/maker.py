@@ -7,10 +7,10 @@ from functools import cache
 from typing import Any
 
 from eagle.chat import RowError, Template
-from eagle.data_folder import Writer
-from eagle.data_regenerate import Author, Dialogue
-from eagle.data_samples import Sample, conversation_samples, document_sample, pieces, truncated
-from eagle.data_sources import Conversation, Document, Raw
+from eagle.data.folder import Writer
+from eagle.data.regenerate import Author, Dialogue
+from eagle.data.samples import Sample, conversation_samples, document_sample, pieces, truncated
+from eagle.data.sources import Conversation, Document, Raw
 
 logger = logging.getLogger(__name__)
 

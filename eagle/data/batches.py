@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eagle.data_samples import Sample
+from eagle.data.samples import Sample
 
 POOL = 50  # batches of samples that are sorted by length together: mixed enough, and hardly padded
 OPEN = 32  # rows that are filled at the same time
