@@ -9,7 +9,7 @@ LOG := $(VENV)/install.log
 CORE := $(VENV)/.core
 ALL := $(VENV)/.all
 # The oldest transformers that `dependencies` in pyproject.toml allows, and the newest that every test passes with:
-# NEWEST_TESTED in eagle/model/releases.py. `make lock` holds the pins to the latter and to this torch.
+# NEWEST_TESTED in eagle/model/support/releases.py. `make lock` holds the pins to the latter and to this torch.
 OLDEST := 5.0.0
 NEWEST := 5.24.0
 TORCH := 2.13.0

@@ -27,6 +27,6 @@ def __getattr__(name: str) -> object:
 
 def _explained(problem: ImportError) -> str:
     """Return why a name cannot be imported; a transformers newer than the tests' may have moved what it needs."""
-    from eagle.model.releases import is_untested_release, release_in_words, remedy
+    from eagle.model.support.releases import is_untested_release, release_in_words, remedy
 
     return f"{problem} ({release_in_words()}: {remedy()})" if is_untested_release() else str(problem)

@@ -41,7 +41,7 @@ def doctor(args: argparse.Namespace) -> int:
 
     from eagle.model.diagnosis import Check, Report, diagnose
     from eagle.model.ea_model import EaModel
-    from eagle.model.loading import load_base
+    from eagle.model.support.loading import load_base
 
     wanted = {"device_map": args.device_map, "attn_implementation": args.attn_implementation}
     options = {"dtype": args.dtype, **{name: value for name, value in wanted.items() if value is not None}}

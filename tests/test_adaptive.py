@@ -18,7 +18,7 @@ from test_rope import SWITCH, rotary_model
 from test_synthetic import synthetic_pair, synthetic_prompt
 from transformers.utils import logging as logging_of
 
-from eagle.model import adaptive, costs, measurements
+from eagle.model import adaptive, costs
 from eagle.model.adaptive import Chooser, Memory
 from eagle.model.configs import TreeConfig, tree_config
 from eagle.model.costs import Costs
@@ -26,6 +26,7 @@ from eagle.model.decoding import Generation, decode
 from eagle.model.draft_state import RING, Observed, merged
 from eagle.model.request import prepare
 from eagle.model.shapes import POOL, Found, Shapes, best_candidates
+from eagle.model.support import measurements
 from eagle.model.tree import Candidates
 
 LIMIT = TreeConfig(total_token=24, depth=4, top_k=4)

@@ -9,7 +9,7 @@ from verdicts import PAGE, Verdict, assert_exact, build, parse, refusal, render
 
 from eagle.model.diagnosis import diagnose
 from eagle.model.selfcheck import TESTED, self_check
-from eagle.model.support import check_target
+from eagle.model.support.properties import check_target
 from eagle.model.target import TargetModel
 from eagle.model.tree import from_parents
 

@@ -30,7 +30,7 @@ from eagle.ge_data import allocation, disk
 from eagle.ge_data.doors import output
 from eagle.ge_data.plan import planned, ranges
 from eagle.ge_data.shards import batches
-from eagle.model.logits import transformed
+from eagle.model.support.output_transform import transformed
 from eagle.model.target import TargetModel
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,7 @@ from pairs import ea_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from eagle.model.support import cache_keyword
+from eagle.model.support.properties import cache_keyword
 
 
 @torch.no_grad()

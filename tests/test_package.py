@@ -13,13 +13,13 @@ ROOT = Path(eagle.__file__).parent
 # From the bottom to the top: a file imports only what stands before it. A folder is a line, its files in their order.
 ORDER = """
     eagle: chat
-    eagle.model: choices tree configs stats gradients logits releases measurements products sampling
-    eagle.model: cache_layer kv_cache bucket_cache cache_pool verify head checkpoint adapters support packing loading
+    eagle.model: choices tree configs stats sampling cache_layer kv_cache bucket_cache cache_pool verify head checkpoint
+    eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
     eagle.model: target observation draft_state drafter prefix rows walk static_state
     eagle.model: costs shapes prepared adaptive decoding device_step graphs graphed
     eagle.model: inputs request reference output facade selfcheck diagnosis ea_model
     eagle.data: sources samples shards folder features batches regenerate maker preparation __main__
-    eagle.ge_data: disk doors plan shards allocation
+    eagle.ge_data: disk plan doors shards allocation
     eagle.train: settings configure lessons optimizers heads teachers sources chain unroll losses recipe
     eagle.train: processes progress checkpoints card trial keeping loop main main_deepspeed
     eagle.traineagle3: main
@@ -31,7 +31,7 @@ LINES = [line.strip().split(": ") for line in ORDER.strip().splitlines()]
 NAMES = [f"{folder}.{name}" for folder, names in LINES for name in names.split()]
 PLACES = {name: place for place, name in enumerate(NAMES)}
 # What data may know of the model: how it is loaded, and in one file how it answers.
-DATA_KNOWS = {"preparation": {"loading"}, "regenerate": {"ea_model", "loading", "support"}}
+DATA_KNOWS = {"preparation": {"loading"}, "regenerate": {"ea_model", "loading", "properties"}}
 EDGES = ("train", "evaluation", "application", "ge_data")
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -8,7 +8,7 @@ from architectures import base_model
 
 from eagle.cli import main
 from eagle.evaluation.processor import Timing, advice, shapes_of, table, time_products
-from eagle.model.packing import packable
+from eagle.model.support.prepack import packable
 
 
 def timing(dtype, stock, packed, inputs=8):

@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from eagle.chat import RowError, choose_template
 from eagle.data import Regeneration, load, main, prepare
 from eagle.data.regenerate import Dialogue, ends_of
-from eagle.model.loading import load_base, load_tokenizer
+from eagle.model.support.loading import load_base, load_tokenizer
 
 ROOT = Path(__file__).parent.parent
 PAIR = ROOT / "examples" / "tiny_pair"

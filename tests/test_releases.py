@@ -18,9 +18,9 @@ from transformers import Cache, GenerationMixin, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import eagle
-from eagle.model import releases
 from eagle.model.diagnosis import checked_target
-from eagle.model.support import CACHE_NAMES, cache_keyword, cache_of
+from eagle.model.support import releases
+from eagle.model.support.properties import CACHE_NAMES, cache_keyword, cache_of
 from eagle.model.target import TargetModel
 
 ROOT = Path(eagle.__file__).parents[1]

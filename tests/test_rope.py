@@ -11,7 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from verdicts import assert_exact
 
 from eagle.model.diagnosis import diagnose
-from eagle.model.support import rope_switch
+from eagle.model.support.properties import rope_switch
 
 SWITCH = 32
 FACTORS = {"short_factor": [1.0] * 4, "long_factor": [2.0, 4.0, 6.0, 8.0]}

@@ -18,7 +18,7 @@ from eagle.model.checkpoint import save_head
 from eagle.model.diagnosis import diagnose
 from eagle.model.kv_cache import KVCache
 from eagle.model.selfcheck import Probe, self_check
-from eagle.model.support import LayerMask
+from eagle.model.support.properties import LayerMask
 from eagle.model.target import TargetModel
 
 NAMES = ["properties", "causal", "own cache", "tree", "padded rows", "commit", "features", "preparation", "ids"]

@@ -51,7 +51,7 @@ class Doors:
         embeddings_VD: what `embed` returns for every token.
         output_VD: the output matrix; None where logits are stored.
         bias_V: of the output matrix, or None.
-        transform: what comes after it, for `eagle.model.logits.transformed`.
+        transform: what comes after it, for `eagle.model.support.output_transform.transformed`.
     """
 
     embeddings_VD: torch.Tensor

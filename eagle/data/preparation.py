@@ -22,7 +22,7 @@ from eagle.data.folder import SUMMARY, Counts, Prepared, Writer, check_settings,
 from eagle.data.maker import Maker
 from eagle.data.regenerate import DTYPES, Author, Regeneration
 from eagle.data.sources import Raw, files_of, read
-from eagle.model.loading import load_tokenizer
+from eagle.model.support.loading import load_tokenizer
 
 SHARD_TOKENS = 1 << 22  # 20 MB; an interrupted run loses at most one shard
 logger = logging.getLogger(__name__)

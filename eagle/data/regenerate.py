@@ -19,8 +19,8 @@ from transformers import GenerationConfig
 from eagle.chat import Message, RowError, Template, from_the_user
 from eagle.data.samples import Sample, conversation_samples, prompt_ids
 from eagle.model.ea_model import EaModel
-from eagle.model.loading import load_base
-from eagle.model.support import last_position
+from eagle.model.support.loading import load_base
+from eagle.model.support.properties import last_position
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

@@ -16,7 +16,7 @@ from eagle.evaluation.synthetic import SHAPES, synthetic_eagle3_head, synthetic_
 from eagle.model.checkpoint import read_config, save_head
 from eagle.model.configs import tree_config
 from eagle.model.ea_model import EaModel
-from eagle.model.loading import load_base
+from eagle.model.support.loading import load_base
 
 TINY_PAIR = Path("examples/tiny_pair")
 TINY_HEADS = (str(TINY_PAIR / "eagle_head"), str(TINY_PAIR / "eagle3_head"))

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from eagle.evaluation.report import aligned, write_json
-from eagle.model.measurements import processor_name
-from eagle.model.packing import PackedLinear, packable
-from eagle.model.products import FASTER, PASS
+from eagle.model.support.measurements import processor_name
+from eagle.model.support.prepack import PackedLinear, packable
+from eagle.model.support.products import FASTER, PASS
 
 SHAPES = ("256x576", "2048x5632")
 ROWS = (1, 4, 12, 26, 60)

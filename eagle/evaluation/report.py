@@ -15,8 +15,8 @@ import transformers
 
 import eagle
 from eagle.evaluation.measure import Row
-from eagle.model.measurements import processor_name
 from eagle.model.stats import STAGES
+from eagle.model.support.measurements import processor_name
 
 UNKNOWN = "–"
 PARTS = (*STAGES, "host")

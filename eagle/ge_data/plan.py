@@ -21,7 +21,7 @@ from eagle.data.folder import check_settings, load
 from eagle.data.shards import shard_path
 from eagle.ge_data.disk import readable, write_text
 from eagle.model.configs import EConfig, tapped_layers, text_config
-from eagle.model.logits import transform_of
+from eagle.model.support.output_transform import transform_of
 from eagle.model.target import Taps
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from eagle.model.bucket_cache import BucketCache
 from eagle.model.configs import TreeConfig
 from eagle.model.draft_state import DraftState
 from eagle.model.drafter import Drafter
-from eagle.model.measurements import device_name, kept_file, progress_bar, read, write
 from eagle.model.static_state import StaticDraftState
+from eagle.model.support.measurements import device_name, kept_file, progress_bar, read, write
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import DraftTree, from_parents
 

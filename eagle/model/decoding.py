@@ -16,11 +16,11 @@ from eagle.model.adaptive import Chooser
 from eagle.model.cache_pool import CachePool
 from eagle.model.draft_state import READ, DraftState
 from eagle.model.drafter import Drafter
-from eagle.model.gradients import without_gradients
 from eagle.model.kv_cache import KVCache
 from eagle.model.prefix import Left, Prefix
 from eagle.model.rows import DecodeStep, Request, Rows
 from eagle.model.stats import GenerationStats
+from eagle.model.support.gradients import without_gradients
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import DraftTree, root_only
 from eagle.model.verify import Acceptance, Walked

@@ -16,10 +16,10 @@ from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWa
 
 from eagle.model.configs import EConfig, tapped_layers
 from eagle.model.reference import without_defaults
-from eagle.model.releases import is_untested_release, release_in_words, remedy
 from eagle.model.request import prepare
 from eagle.model.selfcheck import FAULTS, LEVELS, PARENTS, SLACK, TESTED, Difference, Probe, least_rounding, self_check
-from eagle.model.support import LayerMask, layer_masks
+from eagle.model.support.properties import LayerMask, layer_masks
+from eagle.model.support.releases import is_untested_release, release_in_words, remedy
 from eagle.model.target import Taps, TargetModel
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from eagle.model.configs import TreeConfig
 from eagle.model.draft_state import RING, DraftState, Observed
 from eagle.model.head import DraftHead
 from eagle.model.kv_cache import KVCache
-from eagle.model.packing import Packed, packed_forward
+from eagle.model.support.prepack import Packed, packed_forward
 from eagle.model.tree import Candidates, DraftTree, StaticLevel, at_places, best, root_only, select
 
 

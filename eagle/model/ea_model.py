@@ -20,18 +20,18 @@ from eagle.model.decoding import Generation
 from eagle.model.diagnosis import Report, checked_target, diagnose
 from eagle.model.drafter import Drafter
 from eagle.model.facade import Facade
-from eagle.model.gradients import without_gradients
 from eagle.model.graphed import begin
 from eagle.model.graphs import graph_pool
 from eagle.model.head import EagleHead
 from eagle.model.inputs import check_ids
-from eagle.model.loading import load_base, load_tokenizer
 from eagle.model.output import collected, steps
-from eagle.model.packing import Packed, packed
 from eagle.model.prefix import Prefix
 from eagle.model.reference import Call, reference_signature, without_defaults
 from eagle.model.request import prepare, reusable
 from eagle.model.stats import GenerationStats
+from eagle.model.support.gradients import without_gradients
+from eagle.model.support.loading import load_base, load_tokenizer
+from eagle.model.support.prepack import Packed, packed
 from eagle.model.target import Taps
 
 logger = logging.getLogger(__name__)

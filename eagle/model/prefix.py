@@ -15,7 +15,7 @@ import torch
 from eagle.model.draft_state import DraftState
 from eagle.model.drafter import Drafter
 from eagle.model.kv_cache import KVCache
-from eagle.model.support import RopeSwitch
+from eagle.model.support.properties import RopeSwitch
 from eagle.model.target import TargetModel
 
 

@@ -31,7 +31,7 @@ from eagle.model.inputs import check_ids, check_mask, check_positions
 from eagle.model.prefix import Prefix
 from eagle.model.rows import Request
 from eagle.model.sampling import Noise, Sampler
-from eagle.model.support import CACHE_NAMES, check_mode
+from eagle.model.support.properties import CACHE_NAMES, check_mode
 from eagle.model.target import PREFILL_CHUNK, TargetModel
 
 # Arguments of a call that transformers' preparation cannot carry or does not know.

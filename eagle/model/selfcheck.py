@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from eagle.model.kv_cache import KVCache
-from eagle.model.support import cache_of
+from eagle.model.support.properties import cache_of
 from eagle.model.target import TargetModel
 from eagle.model.tree import DraftTree, from_parents
 

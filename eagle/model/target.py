@@ -18,13 +18,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from eagle.model.adapters import causal_lm
 from eagle.model.bucket_cache import BucketCache
 from eagle.model.configs import text_config
 from eagle.model.kv_cache import KVCache
-from eagle.model.logits import transform_of, transformed
-from eagle.model.packing import Packed, packed_forward
-from eagle.model.support import (
+from eagle.model.support.adapters import causal_lm
+from eagle.model.support.output_transform import transform_of, transformed
+from eagle.model.support.prepack import Packed, packed_forward
+from eagle.model.support.properties import (
     LayerMask,
     cache_keyword,
     check_target,

@@ -20,7 +20,7 @@ from eagle.data.folder import SUMMARY as TEXTS
 from eagle.data.folder import load
 from eagle.data.samples import token_counts
 from eagle.model.diagnosis import checked_target
-from eagle.model.loading import load_base
+from eagle.model.support.loading import load_base
 from eagle.model.target import Taps, TargetModel
 from eagle.train.settings import Settings
 from eagle.train.teachers import FeatureTeacher, TargetTeacher, Teacher

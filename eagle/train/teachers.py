@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig
 
 from eagle.data.batches import Batches
 from eagle.data.features import Features
-from eagle.model.logits import transformed
 from eagle.model.observation import check_output, observe
+from eagle.model.support.output_transform import transformed
 from eagle.model.target import Taps, TargetModel
 from eagle.train.lessons import Lesson, Top, ahead, entries
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from eagle.data import prepare
 from eagle.data.features import SUMMARY as FEATURES
 from eagle.data.folder import SUMMARY as TEXTS
-from eagle.model.loading import load_tokenizer
+from eagle.model.support.loading import load_tokenizer
 from eagle.train.main import main as train
 
 WAIT = 1.0  # seconds between looks for what the first process prepares

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
-from eagle.model.support import ATTENTION
+from eagle.model.support.properties import ATTENTION
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from eagle.model.measurements import kept_file, processor_name, progress_bar, read, write
-from eagle.model.products import ALWAYS, NEVER, PASS, ROWS, faster_packed, pays, place
+from eagle.model.support.measurements import kept_file, processor_name, progress_bar, read, write
+from eagle.model.support.products import ALWAYS, NEVER, PASS, ROWS, faster_packed, pays, place
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from references import generate_ids
 from scripted import ScriptedDrafter
 from test_drafted_trees import check_every_step, generation
 
-from eagle.model import packing, products
 from eagle.model.decoding import Generation
 from eagle.model.output import collected
-from eagle.model.packing import Packed, PackedLinear
-from eagle.model.products import ALWAYS, NEVER, ROWS, faster_packed, place
 from eagle.model.request import prepare
+from eagle.model.support import prepack, products
+from eagle.model.support.prepack import Packed, PackedLinear
+from eagle.model.support.products import ALWAYS, NEVER, ROWS, faster_packed, place
 
 NEW = 14
 
@@ -28,7 +28,7 @@ NEW = 14
 def packed_is_always_faster(tmp_path, monkeypatch):
     """Pack every layer: what this processor would say of layers of 32 numbers is another test's affair."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(packing, "faster_packed", lambda *_: ALWAYS)
+    monkeypatch.setattr(prepack, "faster_packed", lambda *_: ALWAYS)
 
 
 def say(monkeypatch, *verdicts):
@@ -36,7 +36,7 @@ def say(monkeypatch, *verdicts):
     asked = []
     faster = (*verdicts, *[False] * (len(ROWS) - len(verdicts)))
     monkeypatch.setattr(
-        packing, "faster_packed", lambda stock, packed, inputs, dtype: asked.append((inputs, dtype)) or faster
+        prepack, "faster_packed", lambda stock, packed, inputs, dtype: asked.append((inputs, dtype)) or faster
     )
     return asked
 
