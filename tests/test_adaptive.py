@@ -20,11 +20,11 @@ from transformers.utils import logging as logging_of
 
 from eagle.model import adaptive, costs
 from eagle.model.adaptive import Chooser, Memory
+from eagle.model.call.prepare import prepare
 from eagle.model.configs import TreeConfig, tree_config
 from eagle.model.costs import Costs
 from eagle.model.decoding import Generation, decode
 from eagle.model.draft_state import RING, Observed, merged
-from eagle.model.request import prepare
 from eagle.model.shapes import POOL, Found, Shapes, best_candidates
 from eagle.model.support import measurements
 from eagle.model.tree import Candidates

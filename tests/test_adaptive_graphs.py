@@ -16,6 +16,7 @@ from test_synthetic import DEPTH, synthetic_pair, synthetic_prompt
 from eagle.model import adaptive, costs
 from eagle.model.adaptive import Adaptation, Chooser, Memory
 from eagle.model.bucket_cache import BucketCache
+from eagle.model.call.prepare import prepare
 from eagle.model.configs import TreeConfig
 from eagle.model.costs import Costs
 from eagle.model.decoding import Generation, decode
@@ -24,7 +25,6 @@ from eagle.model.draft_state import RING, Observed
 from eagle.model.graphed import GraphedGeneration, begin
 from eagle.model.graphs import GraphPool
 from eagle.model.prepared import gain, prepared
-from eagle.model.request import prepare
 from eagle.model.shapes import Shapes, all_trees
 from eagle.model.static_state import StaticDraftState
 from eagle.model.tree import Candidates

@@ -9,11 +9,11 @@ from references import uncached_features
 from scripted import is_tree
 from tape import TapeBackend
 
+from eagle.model.call.prepare import prepare, reusable
 from eagle.model.choices import mc_sim_7b_63
 from eagle.model.decoding import Generation, decode
 from eagle.model.graphed import begin
 from eagle.model.graphs import GraphPool
-from eagle.model.request import prepare, reusable
 
 NEW = 14
 

@@ -17,7 +17,8 @@ ORDER = """
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
     eagle.model: target observation draft_state drafter prefix rows walk static_state
     eagle.model: costs shapes prepared adaptive decoding device_step graphs graphed
-    eagle.model: inputs request reference output facade selfcheck diagnosis ea_model
+    eagle.model.call: inputs prepare reference output facade
+    eagle.model: selfcheck diagnosis ea_model
     eagle.data: sources samples shards folder features batches regenerate maker preparation __main__
     eagle.ge_data: disk plan doors shards allocation
     eagle.train: settings configure lessons optimizers heads teachers sources chain unroll losses recipe

@@ -14,9 +14,9 @@ from references import generate_ids
 from scripted import ScriptedDrafter
 from test_drafted_trees import check_every_step, generation
 
+from eagle.model.call.output import collected
+from eagle.model.call.prepare import prepare
 from eagle.model.decoding import Generation
-from eagle.model.output import collected
-from eagle.model.request import prepare
 from eagle.model.support import prepack, products
 from eagle.model.support.prepack import Packed, PackedLinear
 from eagle.model.support.products import ALWAYS, NEVER, ROWS, faster_packed, place

@@ -9,7 +9,7 @@ from architectures import base_model
 from pairs import ea_model
 from transformers import GenerationConfig, LogitsProcessorList
 
-from eagle.model.reference import Call
+from eagle.model.call.reference import Call
 from eagle.model.sampling import Noise, Sampler
 
 

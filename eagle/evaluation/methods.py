@@ -13,8 +13,8 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from eagle.evaluation.prompts import Prompt
+from eagle.model.call.reference import without_defaults
 from eagle.model.ea_model import EaModel
-from eagle.model.reference import without_defaults
 from eagle.model.stats import GenerationStats
 
 GENERATE, PLAIN, LOOKUP = "generate", "plain decoding", "prompt lookup"

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWarper
 
+from eagle.model.call.prepare import prepare
+from eagle.model.call.reference import without_defaults
 from eagle.model.configs import EConfig, tapped_layers
-from eagle.model.reference import without_defaults
-from eagle.model.request import prepare
 from eagle.model.selfcheck import FAULTS, LEVELS, PARENTS, SLACK, TESTED, Difference, Probe, least_rounding, self_check
 from eagle.model.support.properties import LayerMask, layer_masks
 from eagle.model.support.releases import is_untested_release, release_in_words, remedy

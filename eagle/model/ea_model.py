@@ -14,20 +14,20 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from eagle.model.adaptive import Adaptation
 from eagle.model.cache_pool import CachePool
+from eagle.model.call.facade import Facade
+from eagle.model.call.inputs import check_ids
+from eagle.model.call.output import collected, steps
+from eagle.model.call.prepare import prepare, reusable
+from eagle.model.call.reference import Call, reference_signature, without_defaults
 from eagle.model.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights, share
 from eagle.model.configs import tapped_layers, tree_config
 from eagle.model.decoding import Generation
 from eagle.model.diagnosis import Report, checked_target, diagnose
 from eagle.model.drafter import Drafter
-from eagle.model.facade import Facade
 from eagle.model.graphed import begin
 from eagle.model.graphs import graph_pool
 from eagle.model.head import EagleHead
-from eagle.model.inputs import check_ids
-from eagle.model.output import collected, steps
 from eagle.model.prefix import Prefix
-from eagle.model.reference import Call, reference_signature, without_defaults
-from eagle.model.request import prepare, reusable
 from eagle.model.stats import GenerationStats
 from eagle.model.support.gradients import without_gradients
 from eagle.model.support.loading import load_base, load_tokenizer

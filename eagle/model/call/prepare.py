@@ -27,7 +27,7 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils import TransformersKwargs
 
-from eagle.model.inputs import check_ids, check_mask, check_positions
+from eagle.model.call.inputs import check_ids, check_mask, check_positions
 from eagle.model.prefix import Prefix
 from eagle.model.rows import Request
 from eagle.model.sampling import Noise, Sampler
