@@ -39,7 +39,7 @@ def doctor(args: argparse.Namespace) -> int:
     # Imported here: --help must not wait for torch.
     from safetensors import SafetensorError
 
-    from eagle.model.diagnosis import Check, Report, diagnose
+    from eagle.model.checks.diagnosis import Check, Report, diagnose
     from eagle.model.ea_model import EaModel
     from eagle.model.support.loading import load_base
 

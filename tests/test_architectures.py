@@ -7,8 +7,8 @@ from census import ALTERNATING, NAMES, WINDOW, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from verdicts import PAGE, Verdict, assert_exact, build, parse, refusal, render
 
-from eagle.model.diagnosis import diagnose
-from eagle.model.selfcheck import TESTED, self_check
+from eagle.model.checks.diagnosis import diagnose
+from eagle.model.checks.self_check import TESTED, self_check
 from eagle.model.support.properties import check_target
 from eagle.model.target import TargetModel
 from eagle.model.tree import from_parents

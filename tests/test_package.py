@@ -18,7 +18,8 @@ ORDER = """
     eagle.model: target observation draft_state drafter prefix rows walk static_state
     eagle.model: costs shapes prepared adaptive decoding device_step graphs graphed
     eagle.model.call: inputs prepare reference output facade
-    eagle.model: selfcheck diagnosis ea_model
+    eagle.model.checks: self_check diagnosis
+    eagle.model: ea_model
     eagle.data: sources samples shards folder features batches regenerate maker preparation __main__
     eagle.ge_data: disk plan doors shards allocation
     eagle.train: settings configure lessons optimizers heads teachers sources chain unroll losses recipe

@@ -18,7 +18,7 @@ from transformers import Cache, GenerationMixin, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import eagle
-from eagle.model.diagnosis import checked_target
+from eagle.model.checks.diagnosis import checked_target
 from eagle.model.support import releases
 from eagle.model.support.properties import CACHE_NAMES, cache_keyword, cache_of
 from eagle.model.target import TargetModel

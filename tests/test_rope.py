@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from verdicts import assert_exact
 
-from eagle.model.diagnosis import diagnose
+from eagle.model.checks.diagnosis import diagnose
 from eagle.model.support.properties import rope_switch
 
 SWITCH = 32

@@ -25,9 +25,9 @@ from references import ends_at, generate_ids
 from scripted import ScriptedDrafter
 from tqdm import tqdm
 
-from eagle.model.diagnosis import diagnose
+from eagle.model.checks.diagnosis import diagnose
+from eagle.model.checks.self_check import self_check
 from eagle.model.ea_model import EaModel
-from eagle.model.selfcheck import self_check
 from eagle.model.target import TargetModel
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"

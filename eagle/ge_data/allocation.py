@@ -26,7 +26,7 @@ from eagle.ge_data.disk import check_room, sweep
 from eagle.ge_data.doors import output, write_doors
 from eagle.ge_data.plan import DTYPES, Plan, planned
 from eagle.ge_data.shards import write_shard
-from eagle.model.diagnosis import checked_target
+from eagle.model.checks.diagnosis import checked_target
 from eagle.model.observation import check_output
 from eagle.model.support.loading import load_base
 from eagle.model.target import TargetModel

@@ -19,7 +19,7 @@ from eagle.data.features import Features, load_features
 from eagle.data.folder import SUMMARY as TEXTS
 from eagle.data.folder import load
 from eagle.data.samples import token_counts
-from eagle.model.diagnosis import checked_target
+from eagle.model.checks.diagnosis import checked_target
 from eagle.model.support.loading import load_base
 from eagle.model.target import Taps, TargetModel
 from eagle.train.settings import Settings

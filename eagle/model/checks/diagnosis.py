@@ -16,8 +16,18 @@ from transformers import GenerationConfig, TemperatureLogitsWarper, TopKLogitsWa
 
 from eagle.model.call.prepare import prepare
 from eagle.model.call.reference import without_defaults
+from eagle.model.checks.self_check import (
+    FAULTS,
+    LEVELS,
+    PARENTS,
+    SLACK,
+    TESTED,
+    Difference,
+    Probe,
+    least_rounding,
+    self_check,
+)
 from eagle.model.configs import EConfig, tapped_layers
-from eagle.model.selfcheck import FAULTS, LEVELS, PARENTS, SLACK, TESTED, Difference, Probe, least_rounding, self_check
 from eagle.model.support.properties import LayerMask, layer_masks
 from eagle.model.support.releases import is_untested_release, release_in_words, remedy
 from eagle.model.target import Taps, TargetModel
