@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from architectures import base_model
 
-from eagle.model.checkpoint import save_head
 from eagle.model.configs import EConfig
+from eagle.model.dialects.checkpoint import save_head
 from eagle.model.ea_model import EaModel
 from eagle.model.head import DraftHead, Eagle3Head, EagleHead
 

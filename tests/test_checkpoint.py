@@ -10,9 +10,9 @@ from huggingface_hub.errors import EntryNotFoundError
 from pairs import random_head
 from safetensors.torch import load_file, save_file
 
-from eagle.model import checkpoint
-from eagle.model.checkpoint import load_head, read_config, save_head
 from eagle.model.configs import EConfig, tapped_layers
+from eagle.model.dialects import checkpoint
+from eagle.model.dialects.checkpoint import load_head, read_config, save_head
 
 TARGET = base_model("llama").config
 

@@ -10,8 +10,8 @@ from published_bases import BASES
 from transformers import AutoConfig, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
 
 import eagle.train.configure as configure
-from eagle.model.checkpoint import head_config_from
 from eagle.model.configs import EConfig, tapped_layers
+from eagle.model.dialects.checkpoint import head_config_from
 from eagle.model.head import Eagle3Head, EagleHead
 from eagle.train.configure import as_published, head_config, main
 

@@ -12,7 +12,7 @@ from scripted import ScriptedDrafter
 from test_drafted_trees import check_every_step, generation
 
 from eagle import EaModel
-from eagle.model.checkpoint import save_head
+from eagle.model.dialects.checkpoint import save_head
 
 
 def device_map(base, split: int, elsewhere: str) -> dict[str, str]:

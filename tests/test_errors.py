@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from eagle import EaModel
-from eagle.model.checkpoint import save_head
+from eagle.model.dialects.checkpoint import save_head
 from eagle.model.target import TargetModel
 
 

@@ -14,7 +14,7 @@ from teaching import Texts, data_folder, losses_of, random_texts, school, weight
 
 from eagle.data.folder import load
 from eagle.data.samples import Sample
-from eagle.model.checkpoint import save_head
+from eagle.model.dialects.checkpoint import save_head
 from eagle.train import loop
 from eagle.train.main import run_of
 from eagle.train.settings import Settings

@@ -15,8 +15,8 @@ from references import ends_at, generate_ids
 
 from eagle.evaluation.synthetic import SHAPES, synthetic_eagle3_head, synthetic_eagle_head, synthetic_target
 from eagle.model import kv_cache
-from eagle.model.checkpoint import save_head
 from eagle.model.decoding import decode
+from eagle.model.dialects.checkpoint import save_head
 from eagle.model.drafter import Drafter
 from eagle.model.ea_model import EaModel
 from eagle.model.kv_cache import CacheLayer, KVCache

@@ -13,7 +13,8 @@ ROOT = Path(eagle.__file__).parent
 # From the bottom to the top: a file imports only what stands before it. A folder is a line, its files in their order.
 ORDER = """
     eagle: chat
-    eagle.model: choices tree configs stats sampling cache_layer kv_cache bucket_cache cache_pool verify head checkpoint
+    eagle.model: choices tree configs stats sampling cache_layer kv_cache bucket_cache cache_pool verify head
+    eagle.model.dialects: checkpoint
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
     eagle.model: target observation draft_state drafter prefix rows walk static_state
     eagle.model: costs shapes prepared adaptive decoding device_step graphs graphed

@@ -16,7 +16,7 @@ from test_numerics import noise_floor, one_by_one
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from eagle import EaModel
-from eagle.model.checkpoint import save_head
+from eagle.model.dialects.checkpoint import save_head
 
 NEW = 20
 SAMPLING = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from eagle import EaModel
-from eagle.model.checkpoint import save_head
+from eagle.model.dialects.checkpoint import save_head
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from eagle.cli import main
 from eagle.model import target
-from eagle.model.checkpoint import save_head
 from eagle.model.checks.diagnosis import diagnose
 from eagle.model.checks.self_check import Probe, self_check
+from eagle.model.dialects.checkpoint import save_head
 from eagle.model.kv_cache import KVCache
 from eagle.model.support.properties import LayerMask
 from eagle.model.target import TargetModel

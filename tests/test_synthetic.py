@@ -5,7 +5,7 @@ import torch
 from references import generate_ids
 
 from eagle.evaluation.synthetic import BOS, Shape, synthetic_eagle3_head, synthetic_eagle_head, synthetic_target
-from eagle.model.checkpoint import save_head
+from eagle.model.dialects.checkpoint import save_head
 from eagle.model.ea_model import EaModel
 
 NEW, DEPTH = 57, 5  # one token from the prefill, then eight full steps of depth + 2

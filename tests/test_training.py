@@ -30,8 +30,8 @@ from teaching import (
 
 from eagle import EaModel
 from eagle.ge_data import allocation
-from eagle.model.checkpoint import read_config, save_head
 from eagle.model.configs import TreeConfig
+from eagle.model.dialects.checkpoint import read_config, save_head
 from eagle.model.drafter import Drafter
 from eagle.model.target import TargetModel
 from eagle.train import loop

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from eagle.evaluation.prompts import of_length, random_prompts, read_prompts
 from eagle.evaluation.synthetic import SHAPES, synthetic_eagle3_head, synthetic_eagle_head, synthetic_target
-from eagle.model.checkpoint import read_config, save_head
 from eagle.model.configs import tree_config
+from eagle.model.dialects.checkpoint import read_config, save_head
 from eagle.model.ea_model import EaModel
 from eagle.model.support.loading import load_base
 

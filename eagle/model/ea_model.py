@@ -19,10 +19,10 @@ from eagle.model.call.inputs import check_ids
 from eagle.model.call.output import collected, steps
 from eagle.model.call.prepare import prepare, reusable
 from eagle.model.call.reference import Call, reference_signature, without_defaults
-from eagle.model.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights, share
 from eagle.model.checks.diagnosis import Report, checked_target, diagnose
 from eagle.model.configs import tapped_layers, tree_config
 from eagle.model.decoding import Generation
+from eagle.model.dialects.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights, share
 from eagle.model.drafter import Drafter
 from eagle.model.graphed import begin
 from eagle.model.graphs import graph_pool

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedConfig
 
-from eagle.model.checkpoint import head_config_from, load_head
 from eagle.model.configs import EConfig, tapped_layers
+from eagle.model.dialects.checkpoint import head_config_from, load_head
 from eagle.model.head import DraftHead, Eagle3Head, EagleHead
 from eagle.model.target import Taps
 from eagle.train.configure import head_config

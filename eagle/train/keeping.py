@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from eagle.model.checkpoint import save_head
+from eagle.model.dialects.checkpoint import save_head
 from eagle.model.head import DraftHead
 from eagle.train.checkpoints import Point
 from eagle.train.progress import Progress

@@ -1,0 +1,1 @@
+"""Draft heads in and out of files, in the layouts of those who train them."""
