@@ -18,14 +18,15 @@ from test_rope import SWITCH, rotary_model
 from test_synthetic import synthetic_pair, synthetic_prompt
 from transformers.utils import logging as logging_of
 
-from eagle.model import adaptive, costs
-from eagle.model.adaptive import Chooser, Memory
+from eagle.model.adaptive import chooser as adaptive
+from eagle.model.adaptive import cost_file, profile
+from eagle.model.adaptive.chooser import Chooser, Memory
+from eagle.model.adaptive.costs import Costs
+from eagle.model.adaptive.trees import POOL, Found, Shapes, best_candidates
 from eagle.model.call.prepare import prepare
 from eagle.model.configs import TreeConfig, tree_config
-from eagle.model.costs import Costs
 from eagle.model.decoding import Generation, decode
 from eagle.model.draft_state import RING, Observed, merged
-from eagle.model.shapes import POOL, Found, Shapes, best_candidates
 from eagle.model.support import measurements
 from eagle.model.tree import Candidates
 
@@ -302,7 +303,7 @@ def test_steps_that_take_longer_than_their_parts_count_with_what_they_took():
 
 def test_costs_are_measured_once_and_kept_on_disk(tmp_path, monkeypatch):
     first = ea_model(tmp_path / "a", total_token=-1)
-    monkeypatch.setattr(costs, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(cost_file, "measure", lambda *_: pytest.fail("measured again"))
     second = ea_model(tmp_path / "b", total_token=-1)
     assert first._adaptation._costs[1] == second._adaptation._costs[1]
     files = list((tmp_path / "cache" / "eagle" / "costs").iterdir())
@@ -350,11 +351,11 @@ def test_nothing_is_measured_where_a_dynamic_embedding_allows_no_tree(tmp_path):
 )
 def test_large_batches_are_measured_in_little_memory(tmp_path, monkeypatch, batch, contexts):
     model, seen = ea_model(tmp_path), []
-    monkeypatch.setattr(costs, "_plain_seconds", lambda *_: 0.001)
+    monkeypatch.setattr(profile, "_plain_seconds", lambda *_: 0.001)
     monkeypatch.setattr(model.target, "last_position", None)
-    monkeypatch.setattr(costs, "_verify_seconds", lambda *args: seen.append(args[3]) or (1.0,) * len(args[4]))
-    monkeypatch.setattr(costs, "_draft_seconds", lambda *args: {(w, d): 1.0 for w in args[5] for d in (0, 2)})
-    assert costs.measure(model.target, model.ea_layer, model._taps, batch).contexts == contexts == tuple(seen)
+    monkeypatch.setattr(profile, "_verify_seconds", lambda *args: seen.append(args[3]) or (1.0,) * len(args[4]))
+    monkeypatch.setattr(profile, "_draft_seconds", lambda *args: {(w, d): 1.0 for w in args[5] for d in (0, 2)})
+    assert profile.measure(model.target, model.ea_layer, model._taps, batch).contexts == contexts == tuple(seen)
 
 
 def test_a_static_tree_set_later_is_used_as_it_is(tmp_path):
@@ -473,7 +474,7 @@ def test_a_batch_that_shrinks_goes_on_with_the_costs_of_the_rows_that_are_left(t
     for batch in (2, 8):
         assert model._adaptation.chooser(batch) is not None
     known = model._adaptation._costs
-    monkeypatch.setattr(costs, "measure", lambda *_: pytest.fail("measured in the middle of a call"))
+    monkeypatch.setattr(cost_file, "measure", lambda *_: pytest.fail("measured in the middle of a call"))
     subject = model._adaptation.chooser(8)
     for rows, size in ((7, 8), (4, 8), (2, 2), (1, 1)):
         subject.shrink(rows)
@@ -509,7 +510,7 @@ class SlowMachine:
 
     def __init__(self, monkeypatch, model, plain):
         self.now, self.forwards = 0.0, 0
-        monkeypatch.setattr(costs.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(profile.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(model.target, "_forward", self._timed(model.target._forward, plain))
         monkeypatch.setattr(model.ea_layer.head, "forward", self._timed(model.ea_layer.head.forward, plain / 10))
 
@@ -527,8 +528,8 @@ def test_measuring_is_over_in_seconds_or_a_few_dozen_forwards(tmp_path, monkeypa
     model = ea_model(tmp_path, depth=7, top_k=10, total_token=60)
     monkeypatch.setattr(model.target, "last_position", None)
     machine = SlowMachine(monkeypatch, model, plain)
-    found = costs.measure(model.target, model.ea_layer, model._taps, 1)
-    assert machine.now <= max(2 * costs.SECONDS, 25 * plain)
+    found = profile.measure(model.target, model.ea_layer, model._taps, 1)
+    assert machine.now <= max(2 * profile.SECONDS, 25 * plain)
     # A slow model is measured at fewer sizes; what lies between is interpolated.
     assert len(found.nodes) == (4 if plain >= 1.0 else 7) and found.nodes[-1] == 60
     assert (len(found.contexts) == 1) == (plain >= 1.0)
@@ -540,6 +541,6 @@ def test_measuring_shows_a_bar_that_ends_and_is_hidden_with_transformers_own(tmp
     model = ea_model(tmp_path)
     for shown in (True, False):
         (logging_of.enable_progress_bar if shown else logging_of.disable_progress_bar)()
-        costs.measure(model.target, model.ea_layer, model._taps, 1)
+        profile.measure(model.target, model.ea_layer, model._taps, 1)
         assert ("timing draft trees, once on this machine" in capsys.readouterr().err) == shown
     logging_of.enable_progress_bar()

@@ -13,19 +13,20 @@ from test_drafted_trees import assert_same_tree, drafted
 from test_lossless import ends_at
 from test_synthetic import DEPTH, synthetic_pair, synthetic_prompt
 
-from eagle.model import adaptive, costs
-from eagle.model.adaptive import Adaptation, Chooser, Memory
+from eagle.model.adaptive import chooser as adaptive
+from eagle.model.adaptive import profile
+from eagle.model.adaptive.chooser import Adaptation, Chooser, Memory
+from eagle.model.adaptive.costs import Costs
+from eagle.model.adaptive.prepared import gain, prepared
+from eagle.model.adaptive.trees import Shapes, all_trees
 from eagle.model.bucket_cache import BucketCache
 from eagle.model.call.prepare import prepare
 from eagle.model.configs import TreeConfig
-from eagle.model.costs import Costs
 from eagle.model.decoding import Generation, decode
 from eagle.model.device_step import DeviceStep, room
 from eagle.model.draft_state import RING, Observed
 from eagle.model.graphed import GraphedGeneration, begin
 from eagle.model.graphs import GraphPool
-from eagle.model.prepared import gain, prepared
-from eagle.model.shapes import Shapes, all_trees
 from eagle.model.static_state import StaticDraftState
 from eagle.model.tree import Candidates
 
@@ -257,7 +258,7 @@ def adaptive_on_tape(model, bucket=128) -> TapeBackend:
     """Let a model loaded with total_token=-1 go on as one loaded with graphs too."""
     backend = TapeBackend()
     model.graphs = GraphPool(backend, bucket)
-    model._adaptation = Adaptation(model.target, model.ea_layer, model._taps, model.graphs.recorded)
+    model._adaptation = Adaptation(model.target, model.ea_layer, model._taps, model.graphs)
     return backend
 
 
@@ -403,6 +404,6 @@ def test_work_that_cannot_be_captured_is_measured_as_it_runs(tmp_path, monkeypat
         return output
 
     monkeypatch.setattr(model.target, "verify", reading)
-    measured = costs.measure(model.target, model.ea_layer, model._taps, 1, model.graphs.recorded)
+    measured = profile.measure(model.target, model.ea_layer, model._taps, 1, model.graphs)
     assert min(map(min, measured.verify)) > 0
     assert backend.captures == 4  # of drafts alone

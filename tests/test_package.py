@@ -16,8 +16,9 @@ ORDER = """
     eagle.model: choices tree configs stats sampling cache_layer kv_cache bucket_cache cache_pool verify head
     eagle.model.dialects: checkpoint
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
-    eagle.model: target observation draft_state drafter prefix rows walk static_state
-    eagle.model: costs shapes prepared adaptive decoding device_step graphs graphed
+    eagle.model: target observation draft_state drafter prefix rows walk
+    eagle.model.adaptive: costs profile cost_file trees prepared chooser
+    eagle.model: decoding static_state device_step graphs graphed
     eagle.model.call: inputs prepare reference output facade
     eagle.model.checks: self_check diagnosis
     eagle.model: ea_model

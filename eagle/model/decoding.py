@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from eagle.model.adaptive import Chooser
+from eagle.model.adaptive.chooser import Chooser
 from eagle.model.cache_pool import CachePool
 from eagle.model.draft_state import READ, DraftState
 from eagle.model.drafter import Drafter

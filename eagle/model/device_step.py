@@ -70,7 +70,7 @@ class Arena:
         self.adapts = adapts
         self.levels = drafter.tree.levels if drafter is not None else 1
         self._room = room(drafter)
-        self.cache = target.new_bucket(batch, bucket)
+        self.cache = BucketCache(target.cached_layers, batch, bucket, None, target.device)
         self.draft_state: StaticDraftState | None = None
         self.roots_B, self.deepest_B, self.active_B = torch.zeros(3, batch, dtype=torch.int64, device=target.device)
         self.noise_LBV: torch.Tensor | None = None

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from eagle.model.adaptive import Adaptation
+from eagle.model.adaptive.chooser import Adaptation
 from eagle.model.cache_pool import CachePool
 from eagle.model.call.facade import Facade
 from eagle.model.call.inputs import check_ids
@@ -124,8 +124,7 @@ class EaModel(Facade, nn.Module):
         self.training = base_model.training
         self._adaptation: Adaptation | None = None
         if total_token == -1 and trees.static is None:
-            recorded = self.graphs.recorded if self.graphs is not None else None
-            self._adaptation = Adaptation(self.target, self.ea_layer, self._taps, recorded)
+            self._adaptation = Adaptation(self.target, self.ea_layer, self._taps, self.graphs)
             with without_gradients():
                 self._adaptation.chooser(1)  # measures now rather than in the first call
 

@@ -7,7 +7,7 @@ chooser has few to choose from, and a graph each.
 
 import time
 
-from eagle.model.adaptive import Chooser
+from eagle.model.adaptive.chooser import Chooser
 from eagle.model.cache_pool import CachePool
 from eagle.model.configs import TreeConfig
 from eagle.model.decoding import Generation

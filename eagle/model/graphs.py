@@ -16,10 +16,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from eagle.model.bucket_cache import BucketCache
 from eagle.model.configs import TreeConfig
 from eagle.model.device_step import Arena, DeviceStep, room
 from eagle.model.drafter import Drafter
 from eagle.model.sampling import Sampler
+from eagle.model.static_state import StaticDraftState
 from eagle.model.target import Taps, TargetModel
 
 logger = logging.getLogger(__name__)
@@ -206,6 +208,20 @@ class GraphPool:
             return self.backend.capture(work, work)
         except RuntimeError:
             return work
+
+    def new_cache(self, target: TargetModel, batch: int, slots: int) -> BucketCache:
+        """Return an empty cache of the target's whose counts are on the device."""
+        return BucketCache(target.cached_layers, batch, slots, None, target.device)
+
+    def new_draft_state(
+        self, drafter: Drafter, batch: int, context: int, features_B1F: torch.Tensor
+    ) -> StaticDraftState:
+        """Return a state of which a draft reads as many entries as a step's, with `context` cached; it keeps none."""
+        head, tree = drafter.head, drafter.tree
+        slots = context + tree.levels + max(tree.scratch, 2 * tree.top_k)
+        cache = BucketCache(head.layers_count, batch, slots, None, head.device)
+        zeros_BTF = features_B1F.new_zeros(batch, tree.levels, features_B1F.shape[-1])
+        return StaticDraftState(tree, cache, tree.levels, zeros_BTF)
 
     def _rehearsed(self, step: DeviceStep) -> None:
         """Take a step twice, as it is and by its graph, and keep what the graph did if both agree."""

@@ -18,7 +18,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from eagle.model.bucket_cache import BucketCache
 from eagle.model.configs import text_config
 from eagle.model.kv_cache import KVCache
 from eagle.model.support.adapters import causal_lm
@@ -112,10 +111,6 @@ class TargetModel:
     def new_cache(self, batch: int, capacity: int, pads: Sequence[int]) -> KVCache:
         """Return an empty cache for this model."""
         return KVCache(self.cached_layers, batch, capacity, pads)
-
-    def new_bucket(self, batch: int, capacity: int, pads: Sequence[int] | None = None) -> BucketCache:
-        """Return an empty cache for this model that a captured step can run on."""
-        return BucketCache(self.cached_layers, batch, capacity, pads, self.device)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the input embeddings of token ids."""

@@ -17,11 +17,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from eagle.model.adaptive.cost_file import costs_of
+from eagle.model.adaptive.costs import Costs
+from eagle.model.adaptive.prepared import prepared
+from eagle.model.adaptive.profile import Recorder
+from eagle.model.adaptive.trees import Shapes, best_candidates
 from eagle.model.configs import TreeConfig
-from eagle.model.costs import Costs, Recorded, costs_of
 from eagle.model.drafter import Drafter
-from eagle.model.prepared import prepared
-from eagle.model.shapes import Shapes, best_candidates
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import Candidates
 
@@ -186,11 +188,11 @@ class Adaptation:
     Args:
         target, drafter: the pair; `drafter.tree` limits the trees.
         taps: which features the drafter reads.
-        recorded: how work is made a graph of; with it there are few trees, because each costs one.
+        recorder: makes graphs; with it there are few trees, because each costs one.
     """
 
-    def __init__(self, target: TargetModel, drafter: Drafter, taps: Taps, recorded: Recorded | None = None) -> None:
-        self._pair, self._recorded = (target, drafter, taps), recorded
+    def __init__(self, target: TargetModel, drafter: Drafter, taps: Taps, recorder: Recorder | None = None) -> None:
+        self._pair, self._recorder = (target, drafter, taps), recorder
         self._limit: TreeConfig | None = None
         self._costs: dict[int, Costs] = {}
 
@@ -203,7 +205,7 @@ class Adaptation:
         limit = self._pair[1].tree
         if limit != self._limit:
             self._limit, self._costs = limit, {}
-            self._shapes = Shapes(limit, prepared(limit, self._costs_of(1)) if self._recorded is not None else None)
+            self._shapes = Shapes(limit, prepared(limit, self._costs_of(1)) if self._recorder is not None else None)
             self._memory = Memory()
         costs = self._costs_of(1 << (batch - 1).bit_length())
         # Nothing is measured for rows that a batch may have left one day: that would make its first call wait.
@@ -211,5 +213,5 @@ class Adaptation:
 
     def _costs_of(self, batch: int) -> Costs:
         if batch not in self._costs:
-            self._costs[batch] = costs_of(*self._pair, batch, self._recorded)
+            self._costs[batch] = costs_of(*self._pair, batch, self._recorder)
         return self._costs[batch]

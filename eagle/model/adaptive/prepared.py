@@ -5,9 +5,9 @@ from heapq import heappop, heappush
 
 import numpy as np
 
+from eagle.model.adaptive.costs import Costs
+from eagle.model.adaptive.trees import all_trees
 from eagle.model.configs import TreeConfig
-from eagle.model.costs import Costs
-from eagle.model.shapes import all_trees
 
 # How often the first guess of a head is right, for whose text trees are prepared.
 RIGHT = (0.5, 0.75)
