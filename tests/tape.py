@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from eagle.model.graphs import NoHostReads
+from eagle.model.graphs.pool import NoHostReads
 
 HOST_READS = ("tolist", "numpy", "item", "cpu", "__bool__", "__int__", "__float__", "__index__", "__array__")
 

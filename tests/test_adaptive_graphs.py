@@ -19,15 +19,15 @@ from eagle.model.adaptive.chooser import Adaptation, Chooser, Memory
 from eagle.model.adaptive.costs import Costs
 from eagle.model.adaptive.prepared import gain, prepared
 from eagle.model.adaptive.trees import Shapes, all_trees
-from eagle.model.bucket_cache import BucketCache
 from eagle.model.call.prepare import prepare
 from eagle.model.configs import TreeConfig
 from eagle.model.decoding import Generation, decode
-from eagle.model.device_step import DeviceStep, room
 from eagle.model.draft_state import RING, Observed
-from eagle.model.graphed import GraphedGeneration, begin
-from eagle.model.graphs import GraphPool
-from eagle.model.static_state import StaticDraftState
+from eagle.model.graphs.device_step import DeviceStep, room
+from eagle.model.graphs.generation import GraphedGeneration, begin
+from eagle.model.graphs.pool import GraphPool
+from eagle.model.graphs.static_cache import BucketCache
+from eagle.model.graphs.static_draft_state import StaticDraftState
 from eagle.model.tree import Candidates
 
 LIMIT = TreeConfig(total_token=14, depth=DEPTH, top_k=4)

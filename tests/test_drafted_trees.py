@@ -12,8 +12,8 @@ from tape import TapeBackend
 from eagle.model.call.prepare import prepare, reusable
 from eagle.model.choices import mc_sim_7b_63
 from eagle.model.decoding import Generation, decode
-from eagle.model.graphed import begin
-from eagle.model.graphs import GraphPool
+from eagle.model.graphs.generation import begin
+from eagle.model.graphs.pool import GraphPool
 
 NEW = 14
 

@@ -18,12 +18,12 @@ from test_drafted_trees import generation
 from test_lossless import ends_at
 from test_synthetic import DEPTH, synthetic_pair, synthetic_prompt
 
-from eagle.model.bucket_cache import BucketCache
 from eagle.model.decoding import decode
-from eagle.model.device_step import Arena
 from eagle.model.drafter import Drafter
-from eagle.model.graphed import GraphedGeneration
-from eagle.model.graphs import GraphPool
+from eagle.model.graphs.device_step import Arena
+from eagle.model.graphs.generation import GraphedGeneration
+from eagle.model.graphs.pool import GraphPool
+from eagle.model.graphs.static_cache import BucketCache
 
 NEW, BUCKET = 18, 48
 SAMPLING = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}

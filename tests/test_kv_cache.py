@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tree import parent_lists
 
-from eagle.model.bucket_cache import BucketCache
+from eagle.model.graphs.static_cache import BucketCache
 from eagle.model.kv_cache import KVCache
 from eagle.model.target import TargetModel
 from eagle.model.tree import from_parents, root_only
@@ -19,7 +19,9 @@ VIEWS = pytest.mark.parametrize("bucket", [False, True], ids=["exact", "bucket"]
 
 
 def new_cache(target: TargetModel, capacity: int, pads: list[int], bucket: bool) -> KVCache:
-    return (target.new_bucket if bucket else target.new_cache)(len(pads), capacity, pads)
+    if bucket:
+        return BucketCache(target.cached_layers, len(pads), capacity, pads, target.device)
+    return target.new_cache(len(pads), capacity, pads)
 
 
 def path_to(parents: list[int], node: int) -> list[int]:
@@ -101,7 +103,7 @@ def test_rows_can_leave():
     got = target.verify(root_only(torch.tensor([5])), cache, None).logits_BNV[0, 0]
     torch.testing.assert_close(got, uncached_logits(base, [*ids[2, 4:].tolist(), 5]), rtol=1e-4, atol=1e-4)
     with pytest.raises(RuntimeError, match="fixed shape"):
-        target.new_bucket(3, 32).keep_rows([2])
+        new_cache(target, 32, [0] * 3, True).keep_rows([2])
 
 
 def test_a_cache_goes_on_where_another_stands_and_keeps_nothing_of_its_own():
@@ -112,7 +114,11 @@ def test_a_cache_goes_on_where_another_stands_and_keeps_nothing_of_its_own():
     cache = target.new_cache(2, 9, [0, 2])
     target.prefill(ids, mask, cache, None)
     rows, roots = [ids[0].tolist(), ids[1, 2:].tolist()], torch.tensor([5, 6])
-    for other in (target.new_bucket(2, 16), target.new_bucket(2, 32), target.new_cache(2, 24, [7, 7])):
+    for other in (
+        new_cache(target, 16, [0] * 2, True),
+        new_cache(target, 32, [0] * 2, True),
+        target.new_cache(2, 24, [7, 7]),
+    ):
         target.prefill(ids + 1, None, other, None)
         for layer in other.layers:
             layer.keys.fill_(torch.nan)

@@ -24,8 +24,8 @@ from eagle.model.configs import tapped_layers, tree_config
 from eagle.model.decoding import Generation
 from eagle.model.dialects.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights, share
 from eagle.model.drafter import Drafter
-from eagle.model.graphed import begin
-from eagle.model.graphs import graph_pool
+from eagle.model.graphs.generation import begin
+from eagle.model.graphs.pool import graph_pool
 from eagle.model.head import EagleHead
 from eagle.model.prefix import Prefix
 from eagle.model.stats import GenerationStats

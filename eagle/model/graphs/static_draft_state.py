@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 
-from eagle.model.bucket_cache import BucketCache
 from eagle.model.configs import TreeConfig
 from eagle.model.draft_state import DraftState, Observed, at_rows
 from eagle.model.drafter import Drafter
+from eagle.model.graphs.static_cache import BucketCache
 
 
 class StaticDraftState(DraftState):

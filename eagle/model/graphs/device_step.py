@@ -12,13 +12,13 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
-from eagle.model.bucket_cache import BucketCache
 from eagle.model.configs import TreeConfig
 from eagle.model.draft_state import RING, DraftState
 from eagle.model.drafter import Drafter
+from eagle.model.graphs.static_cache import BucketCache
+from eagle.model.graphs.static_draft_state import StaticDraftState
 from eagle.model.kv_cache import KVCache
 from eagle.model.sampling import Noise, Sampler, pick
-from eagle.model.static_state import StaticDraftState
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import Candidates, DraftTree, root_only
 from eagle.model.verify import Acceptance, Walked, accept, accept_picked

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eagle.model.bucket_cache import BucketCache
 from eagle.model.configs import TreeConfig
-from eagle.model.device_step import Arena, DeviceStep, room
 from eagle.model.drafter import Drafter
+from eagle.model.graphs.device_step import Arena, DeviceStep, room
+from eagle.model.graphs.static_cache import BucketCache
+from eagle.model.graphs.static_draft_state import StaticDraftState
 from eagle.model.sampling import Sampler
-from eagle.model.static_state import StaticDraftState
 from eagle.model.target import Taps, TargetModel
 
 logger = logging.getLogger(__name__)

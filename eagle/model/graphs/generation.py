@@ -11,9 +11,9 @@ from eagle.model.adaptive.chooser import Chooser
 from eagle.model.cache_pool import CachePool
 from eagle.model.configs import TreeConfig
 from eagle.model.decoding import Generation
-from eagle.model.device_step import Arena, DeviceStep
 from eagle.model.drafter import Drafter
-from eagle.model.graphs import GraphPool
+from eagle.model.graphs.device_step import Arena, DeviceStep
+from eagle.model.graphs.pool import GraphPool
 from eagle.model.prefix import Prefix
 from eagle.model.rows import DecodeStep, Request
 from eagle.model.target import Taps, TargetModel
