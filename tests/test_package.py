@@ -16,7 +16,7 @@ ORDER = """
     eagle.model: choices tree configs stats sampling cache_layer kv_cache cache_pool verify head
     eagle.model.dialects: checkpoint
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
-    eagle.model: target observation draft_state drafter prefix rows walk
+    eagle.model: target target_features draft_state drafter prefix request_state walk
     eagle.model.adaptive: costs profile cost_file trees prepared chooser
     eagle.model: decoding
     eagle.model.graphs: static_cache static_draft_state device_step pool generation

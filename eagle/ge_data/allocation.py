@@ -27,9 +27,9 @@ from eagle.ge_data.doors import output, write_doors
 from eagle.ge_data.plan import DTYPES, Plan, planned
 from eagle.ge_data.shards import write_shard
 from eagle.model.checks.diagnosis import checked_target
-from eagle.model.observation import check_output
 from eagle.model.support.loading import load_base
 from eagle.model.target import TargetModel
+from eagle.model.target_features import check_output
 
 logger = logging.getLogger(__name__)
 

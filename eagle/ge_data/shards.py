@@ -16,8 +16,8 @@ from eagle.data.batches import gathered
 from eagle.data.samples import Sample
 from eagle.ge_data.disk import write
 from eagle.ge_data.plan import Plan
-from eagle.model.observation import observe
 from eagle.model.target import TargetModel
+from eagle.model.target_features import observe
 
 CHUNK = 1024  # tokens whose logits are held at once
 

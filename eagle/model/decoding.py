@@ -18,7 +18,7 @@ from eagle.model.draft_state import READ, DraftState
 from eagle.model.drafter import Drafter
 from eagle.model.kv_cache import KVCache
 from eagle.model.prefix import Left, Prefix
-from eagle.model.rows import DecodeStep, Request, Rows
+from eagle.model.request_state import DecodeStep, Request, Rows
 from eagle.model.stats import GenerationStats
 from eagle.model.support.gradients import without_gradients
 from eagle.model.target import Taps, TargetModel

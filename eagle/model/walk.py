@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from eagle.model.rows import Request, Rows
+from eagle.model.request_state import Request, Rows
 from eagle.model.tree import DraftTree
 from eagle.model.verify import Acceptance, Walked, accept, accept_listed, accept_picked, accept_stepwise
 

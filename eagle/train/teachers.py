@@ -13,9 +13,9 @@ from transformers import PreTrainedConfig
 
 from eagle.data.batches import Batches
 from eagle.data.features import Features
-from eagle.model.observation import check_output, observe
 from eagle.model.support.output_transform import transformed
 from eagle.model.target import Taps, TargetModel
+from eagle.model.target_features import check_output, observe
 from eagle.train.lessons import Lesson, Top, ahead, entries
 
 CHUNK = 1024  # rows of logits held at once

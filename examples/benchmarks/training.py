@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from eagle.evaluation.report import provenance
-from eagle.model.observation import observe
+from eagle.model.target_features import observe
 from eagle.train.checkpoints import Checkpoints
 from eagle.train.heads import first_head, taps_of
 from eagle.train.loop import Run, one_step

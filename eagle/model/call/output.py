@@ -9,7 +9,7 @@ import torch
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from eagle.model.decoding import Generation, decode
-from eagle.model.rows import DecodeStep
+from eagle.model.request_state import DecodeStep
 
 
 def steps(generation: Generation) -> Iterator[DecodeStep]:

@@ -29,7 +29,7 @@ from transformers.utils import TransformersKwargs
 
 from eagle.model.call.inputs import check_ids, check_mask, check_positions
 from eagle.model.prefix import Prefix
-from eagle.model.rows import Request
+from eagle.model.request_state import Request
 from eagle.model.sampling import Noise, Sampler
 from eagle.model.support.properties import CACHE_NAMES, check_mode
 from eagle.model.target import PREFILL_CHUNK, TargetModel

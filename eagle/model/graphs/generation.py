@@ -15,7 +15,7 @@ from eagle.model.drafter import Drafter
 from eagle.model.graphs.device_step import Arena, DeviceStep
 from eagle.model.graphs.pool import GraphPool
 from eagle.model.prefix import Prefix
-from eagle.model.rows import DecodeStep, Request
+from eagle.model.request_state import DecodeStep, Request
 from eagle.model.target import Taps, TargetModel
 from eagle.model.walk import push_all
 

@@ -6,8 +6,8 @@ from architectures import base_model
 
 from eagle.data.batches import gathered
 from eagle.data.samples import Sample
-from eagle.model.observation import check_output, observe
 from eagle.model.target import TargetModel
+from eagle.model.target_features import check_output, observe
 
 NAMES = ["llama", "gemma3_text", "gemma2", "mistral", "gpt_neox", "qwen3_moe", "gpt_oss"]
 
