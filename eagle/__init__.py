@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from eagle.model.cache_reuse import Prefix
     from eagle.model.ea_model import EaModel
-    from eagle.model.prefix import Prefix
 
 __version__ = "0.1.0"
 __all__ = ["EaModel", "Prefix", "__version__"]
-_HOMES = {"EaModel": "eagle.model.ea_model", "Prefix": "eagle.model.prefix"}
+_HOMES = {"EaModel": "eagle.model.ea_model", "Prefix": "eagle.model.cache_reuse"}
 
 
 def __getattr__(name: str) -> object:

@@ -13,10 +13,10 @@ ROOT = Path(eagle.__file__).parent
 # From the bottom to the top: a file imports only what stands before it. A folder is a line, its files in their order.
 ORDER = """
     eagle: chat
-    eagle.model: choices tree configs stats sampling cache_layer kv_cache cache_pool verify head
+    eagle.model: choices tree configs stats sampling cache_layer kv_cache verify head
     eagle.model.dialects: checkpoint
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
-    eagle.model: target target_features draft_state drafter prefix request_state walk
+    eagle.model: target target_features draft_state drafter cache_reuse request_state walk
     eagle.model.adaptive: costs profile cost_file trees prepared chooser
     eagle.model: decoding
     eagle.model.graphs: static_cache static_draft_state device_step pool generation

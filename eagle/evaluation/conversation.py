@@ -19,8 +19,8 @@ from tqdm import tqdm
 from eagle.evaluation.pairs import DTYPES, TINY_PAIR, add_prompts, add_tree
 from eagle.evaluation.prompts import read_prompts
 from eagle.evaluation.report import write_json
+from eagle.model.cache_reuse import Prefix
 from eagle.model.ea_model import EaModel
-from eagle.model.prefix import Prefix
 
 WAYS = ("afresh", "reusing")
 

@@ -13,11 +13,10 @@ from dataclasses import replace
 import torch
 
 from eagle.model.adaptive.chooser import Chooser
-from eagle.model.cache_pool import CachePool
+from eagle.model.cache_reuse import CachePool, Left, Prefix
 from eagle.model.draft_state import READ, DraftState
 from eagle.model.drafter import Drafter
 from eagle.model.kv_cache import KVCache
-from eagle.model.prefix import Left, Prefix
 from eagle.model.request_state import DecodeStep, Request, Rows
 from eagle.model.stats import GenerationStats
 from eagle.model.support.gradients import without_gradients

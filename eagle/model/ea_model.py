@@ -13,7 +13,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from eagle.model.adaptive.chooser import Adaptation
-from eagle.model.cache_pool import CachePool
+from eagle.model.cache_reuse import CachePool, Prefix
 from eagle.model.call.facade import Facade
 from eagle.model.call.inputs import check_ids
 from eagle.model.call.output import collected, steps
@@ -27,7 +27,6 @@ from eagle.model.drafter import Drafter
 from eagle.model.graphs.generation import begin
 from eagle.model.graphs.pool import graph_pool
 from eagle.model.head import EagleHead
-from eagle.model.prefix import Prefix
 from eagle.model.stats import GenerationStats
 from eagle.model.support.gradients import without_gradients
 from eagle.model.support.loading import load_base, load_tokenizer

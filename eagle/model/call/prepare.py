@@ -27,8 +27,8 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.utils import TransformersKwargs
 
+from eagle.model.cache_reuse import Prefix
 from eagle.model.call.inputs import check_ids, check_mask, check_positions
-from eagle.model.prefix import Prefix
 from eagle.model.request_state import Request
 from eagle.model.sampling import Noise, Sampler
 from eagle.model.support.properties import CACHE_NAMES, check_mode

@@ -8,13 +8,12 @@ chooser has few to choose from, and a graph each.
 import time
 
 from eagle.model.adaptive.chooser import Chooser
-from eagle.model.cache_pool import CachePool
+from eagle.model.cache_reuse import CachePool, Prefix
 from eagle.model.configs import TreeConfig
 from eagle.model.decoding import Generation
 from eagle.model.drafter import Drafter
 from eagle.model.graphs.device_step import Arena, DeviceStep
 from eagle.model.graphs.pool import GraphPool
-from eagle.model.prefix import Prefix
 from eagle.model.request_state import DecodeStep, Request
 from eagle.model.target import Taps, TargetModel
 from eagle.model.walk import push_all

@@ -1,11 +1,12 @@
-"""What one call leaves behind for the next that begins with the same tokens: the caches of target and head.
+"""What one call leaves for the next: a conversation's keys and values, or buffers without content to fill anew.
 
-Turns of a chat repeat their history. A `Prefix` keeps the keys and values of the last call, so that the next one runs
-only what is new. It is taken by one call at a time: a second call meanwhile finds it empty and starts afresh.
+Turns of a chat repeat their history: a `Prefix` keeps the keys and values of the last call, so that the next one runs
+only what is new. A `CachePool` keeps buffers alone, which saves allocating them. One call at a time has either: a
+second call meanwhile finds nothing and starts afresh, and so does one after a call that failed.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -96,3 +97,41 @@ class Prefix:
         """Free the memory."""
         with self._lock:
             self._left = None
+
+
+class CachePool:
+    """Keeps at most one cache of each name, from a call that has ended normally for the next one to fill anew."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, KVCache] = {}
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type["CachePool"], tuple[()]]:
+        """Copy and pickle as an empty one."""
+        return CachePool, ()
+
+    def __len__(self) -> int:
+        """Return how many caches are kept."""
+        return len(self._kept)
+
+    @property
+    def kept(self) -> list[KVCache]:
+        """The caches that wait for a call."""
+        return list(self._kept.values())
+
+    def lend(self, name: str, cache: KVCache) -> None:
+        """Hand the buffers kept under a name to an empty cache; those that do not fit it are freed as it fills."""
+        with self._lock:
+            kept = self._kept.pop(name, None)
+        if kept is not None and len(kept.layers) == len(cache.layers):
+            cache.adopt(kept)
+
+    def keep(self, caches: Mapping[str, KVCache]) -> None:
+        """Take the caches of a call that has ended."""
+        with self._lock:
+            self._kept.update(caches)
+
+    def clear(self) -> None:
+        """Free the memory."""
+        with self._lock:
+            self._kept.clear()
