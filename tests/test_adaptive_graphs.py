@@ -26,7 +26,7 @@ from eagle.model.draft_state import RING, Observed
 from eagle.model.graphs.device_step import DeviceStep, room
 from eagle.model.graphs.generation import GraphedGeneration, begin
 from eagle.model.graphs.pool import GraphPool
-from eagle.model.graphs.static_cache import BucketCache
+from eagle.model.graphs.static_cache import StaticKVCache
 from eagle.model.graphs.static_draft_state import StaticDraftState
 from eagle.model.tree import Candidates
 
@@ -146,7 +146,7 @@ def test_a_row_far_ahead_has_its_slots_left_alone_while_another_catches_up(tmp_p
     tokens, counts, ahead = torch.randint(1, 100, (2, RING)), [1, 130], [150, 10]
     bucket = 151 + room(drafter)
     assert bucket < ahead[0] + max(counts)
-    cache = BucketCache(drafter.head.layers_count, 2, bucket, None, torch.device("cpu"))
+    cache = StaticKVCache(drafter.head.layers_count, 2, bucket, None, torch.device("cpu"))
     state = StaticDraftState(LIMIT, cache, LIMIT.levels, torch.zeros_like(features))
     before = torch.randn(2, 150, 3 * model.hidden_size), torch.randint(1, 100, (2, 150))
     first = drafter.start(2, 400, [0, 0])

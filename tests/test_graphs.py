@@ -23,7 +23,7 @@ from eagle.model.drafter import Drafter
 from eagle.model.graphs.device_step import Arena
 from eagle.model.graphs.generation import GraphedGeneration
 from eagle.model.graphs.pool import GraphPool
-from eagle.model.graphs.static_cache import BucketCache
+from eagle.model.graphs.static_cache import StaticKVCache
 
 NEW, BUCKET = 18, 48
 SAMPLING = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}
@@ -349,7 +349,7 @@ def test_a_number_of_the_host_baked_into_a_graph_is_found_out_at_the_second_step
     def baked(self, device):
         return torch.full((1,), self.lengths[0], device=device)
 
-    monkeypatch.setattr(BucketCache, "lengths_on", baked)
+    monkeypatch.setattr(StaticKVCache, "lengths_on", baked)
     model.graphs.run, steps = counted(model.graphs.run)
     check_ids(model, ids, mask, drafts=False)
     assert one_refusal(caplog).endswith("its replay differs from the step itself")

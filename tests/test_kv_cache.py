@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tree import parent_lists
 
-from eagle.model.graphs.static_cache import BucketCache
+from eagle.model.graphs.static_cache import StaticKVCache
 from eagle.model.kv_cache import KVCache
 from eagle.model.target import TargetModel
 from eagle.model.tree import from_parents, root_only
@@ -20,7 +20,7 @@ VIEWS = pytest.mark.parametrize("bucket", [False, True], ids=["exact", "bucket"]
 
 def new_cache(target: TargetModel, capacity: int, pads: list[int], bucket: bool) -> KVCache:
     if bucket:
-        return BucketCache(target.cached_layers, len(pads), capacity, pads, target.device)
+        return StaticKVCache(target.cached_layers, len(pads), capacity, pads, target.device)
     return target.new_cache(len(pads), capacity, pads)
 
 
@@ -62,7 +62,7 @@ def test_after_a_commit_the_next_forward_equals_the_uncached_one(bucket, parents
         padded = torch.tensor([path + list(range(len(path), width)) for path in paths])
         in_place = all(path == list(range(len(path))) for path in paths)
         counts = [len(path) for path in paths]
-        if isinstance(cache, BucketCache):
+        if isinstance(cache, StaticKVCache):
             cache.commit_on_device(padded, torch.tensor(counts))
             cache.settle(counts)
             assert cache.lengths_B.tolist() == cache.lengths

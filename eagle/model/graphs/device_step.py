@@ -15,7 +15,7 @@ import torch
 from eagle.model.configs import TreeConfig
 from eagle.model.draft_state import RING, DraftState
 from eagle.model.drafter import Drafter
-from eagle.model.graphs.static_cache import BucketCache
+from eagle.model.graphs.static_cache import StaticKVCache
 from eagle.model.graphs.static_draft_state import StaticDraftState
 from eagle.model.kv_cache import KVCache
 from eagle.model.sampling import Noise, Sampler, pick
@@ -70,7 +70,7 @@ class Arena:
         self.adapts = adapts
         self.levels = drafter.tree.levels if drafter is not None else 1
         self._room = room(drafter)
-        self.cache = BucketCache(target.cached_layers, batch, bucket, None, target.device)
+        self.cache = StaticKVCache(target.cached_layers, batch, bucket, None, target.device)
         self.draft_state: StaticDraftState | None = None
         self.roots_B, self.deepest_B, self.active_B = torch.zeros(3, batch, dtype=torch.int64, device=target.device)
         self.noise_LBV: torch.Tensor | None = None
@@ -88,7 +88,7 @@ class Arena:
             return
         if self.draft_state is None:
             head, features_BAF = self.drafter.head, draft_state.observed[0]
-            own = BucketCache(head.layers_count, len(roots_B), self.bucket, None, head.device)
+            own = StaticKVCache(head.layers_count, len(roots_B), self.bucket, None, head.device)
             places = max(RING, self.levels) if self.adapts else self.levels
             zeros_BTF = features_BAF.new_zeros(len(roots_B), places, features_BAF.shape[-1])
             self.draft_state = StaticDraftState(draft_state.tree, own, self.levels, zeros_BTF)

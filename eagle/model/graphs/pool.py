@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from eagle.model.configs import TreeConfig
 from eagle.model.drafter import Drafter
 from eagle.model.graphs.device_step import Arena, DeviceStep, room
-from eagle.model.graphs.static_cache import BucketCache
+from eagle.model.graphs.static_cache import StaticKVCache
 from eagle.model.graphs.static_draft_state import StaticDraftState
 from eagle.model.sampling import Sampler
 from eagle.model.target import Taps, TargetModel
@@ -209,9 +209,9 @@ class GraphPool:
         except RuntimeError:
             return work
 
-    def new_cache(self, target: TargetModel, batch: int, slots: int) -> BucketCache:
+    def new_cache(self, target: TargetModel, batch: int, slots: int) -> StaticKVCache:
         """Return an empty cache of the target's whose counts are on the device."""
-        return BucketCache(target.cached_layers, batch, slots, None, target.device)
+        return StaticKVCache(target.cached_layers, batch, slots, None, target.device)
 
     def new_draft_state(
         self, drafter: Drafter, batch: int, context: int, features_B1F: torch.Tensor
@@ -219,7 +219,7 @@ class GraphPool:
         """Return a state of which a draft reads as many entries as a step's, with `context` cached; it keeps none."""
         head, tree = drafter.head, drafter.tree
         slots = context + tree.levels + max(tree.scratch, 2 * tree.top_k)
-        cache = BucketCache(head.layers_count, batch, slots, None, head.device)
+        cache = StaticKVCache(head.layers_count, batch, slots, None, head.device)
         zeros_BTF = features_B1F.new_zeros(batch, tree.levels, features_B1F.shape[-1])
         return StaticDraftState(tree, cache, tree.levels, zeros_BTF)
 

@@ -14,7 +14,7 @@ import torch
 from eagle.model.kv_cache import KVCache
 
 
-class BucketCache(KVCache):
+class StaticKVCache(KVCache):
     """Keys and values in buffers of a fixed size; arguments as in `KVCache`.
 
     Args:

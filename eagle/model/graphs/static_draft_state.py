@@ -13,7 +13,7 @@ import torch
 from eagle.model.configs import TreeConfig
 from eagle.model.draft_state import DraftState, Observed, at_rows
 from eagle.model.drafter import Drafter
-from eagle.model.graphs.static_cache import BucketCache
+from eagle.model.graphs.static_cache import StaticKVCache
 
 
 class StaticDraftState(DraftState):
@@ -30,7 +30,7 @@ class StaticDraftState(DraftState):
         counts_B: how many of the T entries are real; `counts` is the host's mirror.
     """
 
-    def __init__(self, tree: TreeConfig, cache: BucketCache, width: int, features_BTF: torch.Tensor) -> None:
+    def __init__(self, tree: TreeConfig, cache: StaticKVCache, width: int, features_BTF: torch.Tensor) -> None:
         super().__init__(tree, cache)
         batch, self.places, _ = features_BTF.shape
         tokens_BT = torch.zeros(batch, self.places, dtype=torch.int64, device=features_BTF.device)
