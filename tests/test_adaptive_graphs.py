@@ -1,4 +1,4 @@
-"""`total_token=-1` with graphs: steps of up to four trees in turn on one arena give ids and trees as without."""
+"""`total_token=-1` with graphs: steps of up to four trees in turn on one buffers give ids and trees as without."""
 
 import logging
 from itertools import product
@@ -329,7 +329,7 @@ def test_when_one_tree_is_refused_all_run_as_they_are(tmp_path, caplog, monkeypa
     def reading(self):
         call(self)
         if self.shape == refused:
-            self.arena.roots_B.nonzero()
+            self.buffers.roots_B.nonzero()
 
     monkeypatch.setattr(DeviceStep, "__call__", reading)
     graphs = GraphPool(backend, 128)

@@ -20,7 +20,7 @@ from test_synthetic import DEPTH, synthetic_pair, synthetic_prompt
 
 from eagle.model.decoding import decode
 from eagle.model.drafter import Drafter
-from eagle.model.graphs.device_step import Arena
+from eagle.model.graphs.device_step import StepBuffers
 from eagle.model.graphs.generation import GraphedGeneration
 from eagle.model.graphs.pool import GraphPool
 from eagle.model.graphs.static_cache import StaticKVCache
@@ -132,8 +132,8 @@ def test_rows_that_have_ended_no_longer_advance_on_the_device(tmp_path):
         lengths, finished = [], []
         for step in decode(running):
             finished.append(step.finished[0])
-            if running.arena is not None:
-                lengths.append(running.arena.cache.lengths_B.tolist()[0])
+            if running.buffers is not None:
+                lengths.append(running.buffers.cache.lengths_B.tolist()[0])
     after = lengths[finished.index("eos") :]
     assert len(after) > 5 and len(set(after)) == 1
 
@@ -142,7 +142,7 @@ def test_rows_that_have_ended_no_longer_advance_on_the_device(tmp_path):
 def test_a_full_bucket_is_exchanged_for_one_of_twice_its_size(tmp_path, caplog, batch):
     model = synthetic_pair(tmp_path, "eagle", total_token=14, top_k=4)
     backend, ids = on_tape(model, 64), synthetic_prompt(batch)
-    for _ in range(2):  # the second call begins in the small arena again, its graph still there
+    for _ in range(2):  # the second call begins in the small buffers again, its graph still there
         check_ids(model, ids, torch.ones_like(ids), new=60)
         assert model.stats.acceptance_length > DEPTH - 0.5  # the head's cache has moved along
         assert backend.captures == 2
@@ -204,7 +204,7 @@ def test_a_failed_move_gives_the_arena_back(tmp_path, monkeypatch):
     model = ea_model(tmp_path)
     backend, (ids, mask) = on_tape(model), prompts(model.base_model, 1)
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="out of memory"):
-        patched.setattr(Arena, "load", raising("out of memory"))
+        patched.setattr(StepBuffers, "load", raising("out of memory"))
         model.eagenerate(ids, max_new_tokens=8)
     check_ids(model, ids, mask, new=8)
     assert backend.captures == 1
@@ -331,7 +331,7 @@ def test_a_replay_that_differs_is_found_out(tmp_path, caplog, lie):
                 if lie == "other tokens":
                     step.outcome_BX.add_(1)
                 if lie == "lengths":
-                    step.arena.cache.lengths_B.add_(1)
+                    step.buffers.cache.lengths_B.add_(1)
 
             return lying
 

@@ -4,7 +4,7 @@ Owns the buffers, where a forward writes, and what a commit moves. Writing is no
 `lengths` and only `commit` lets them grow, so a step that fails or is rejected leaves nothing to undo. Buffers start
 as zeros because a NaN in a masked slot still poisons attention (0 * NaN), and grow with the tokens a call makes.
 
-`KVCache` shows attention the slots in use and keeps its counts on the host; `StaticKVCache` in the next file shows whole
+`KVCache` shows attention the slots in use and keeps its counts on the host; `StaticKVCache` in `graphs` shows whole
 buffers and counts on the device, which is what a captured graph needs.
 
 Shapes: B batch, H kv heads, C cache slots, E head size, N new entries, A accepted path.

@@ -1,9 +1,9 @@
-"""One decode step as a function of device tensors alone, and the arena of tensors it reads and writes.
+"""One decode step as a function of device tensors alone, and the buffers of tensors it reads and writes.
 
 The head over the accepted tokens, drafting, verification, the walk and both commits run without the host learning
 anything. What differs from step to step lies in tensors at fixed addresses, so that the step may run as it is or be
 captured once and replayed. The host writes limits and noise before it and reads one tensor after it. Steps of several
-trees may work on one arena, and in turn.
+trees may work on the same buffers, in turn.
 
 Shapes: B rows, A path, L levels, V vocabulary, X packed outcome, F feature width.
 """
@@ -35,7 +35,7 @@ def room(drafter: Drafter | None) -> int:
     return max(tree.nodes, tree.levels + tree.scratch) + tree.levels
 
 
-class Arena:
+class StepBuffers:
     """The caches of one batch in one bucket and all else a step works on, at addresses that stay.
 
     Args:
@@ -45,7 +45,7 @@ class Arena:
         bucket: slots per row in both caches.
         captures: whether steps on it may be captured.
         adapts: whether trees differ from step to step: features may wait, and drafts tell what they looked at.
-        key: what the arena fits.
+        key: what the buffers fit.
 
     Attributes:
         levels: most nodes on one path, root included.
@@ -139,12 +139,12 @@ class Arena:
 
 
 class DeviceStep:
-    """A decode step on an arena; calling it queues the work and waits for nothing.
+    """A decode step on step buffers; calling it queues the work and waits for nothing.
 
     Args:
-        arena: what it works on.
+        buffers: what it works on.
         taps: which features the drafter reads.
-        sampler: stateless; only its processors are used, the noise is the arena's.
+        sampler: stateless; only its processors are used, the noise is theirs.
         shape: the tree to draft; None decodes one token plainly, and keeps the features if there is a drafter.
 
     Attributes:
@@ -153,8 +153,10 @@ class DeviceStep:
         unchecked: how many replays are still to be compared with a call.
     """
 
-    def __init__(self, arena: Arena, taps: Taps, sampler: Sampler, shape: TreeConfig | None, key: Hashable) -> None:
-        self.arena, self.taps, self.shape, self.key = arena, taps, shape, key
+    def __init__(
+        self, buffers: StepBuffers, taps: Taps, sampler: Sampler, shape: TreeConfig | None, key: Hashable
+    ) -> None:
+        self.buffers, self.taps, self.shape, self.key = buffers, taps, shape, key
         self.samples = sampler.noise is not None
         self.sampler = Sampler(sampler.processors, None)
         self.replay: Callable[[], None] | None = None
@@ -164,19 +166,19 @@ class DeviceStep:
 
     def __call__(self) -> None:
         """Draft, verify, accept and commit once."""
-        arena = self.arena
+        buffers = self.buffers
         tree = self._draft()
-        output = arena.target.verify(tree, arena.cache, self.taps if arena.drafter is not None else None)
+        output = buffers.target.verify(tree, buffers.cache, self.taps if buffers.drafter is not None else None)
         acceptance = self._accept(tree, output.logits_BNV)
-        self._publish(acceptance, tree, arena.draft_state)
+        self._publish(acceptance, tree, buffers.draft_state)
         # A row that has ended keeps nothing and stays where it is.
-        counts_B = (acceptance.n_accepted_B + 1) * arena.active_B
-        arena.cache.commit_on_device(acceptance.path_BA, counts_B)
-        arena.roots_B.copy_(acceptance.next_token_B)
-        if arena.draft_state is not None and output.features_BNF is not None:
+        counts_B = (acceptance.n_accepted_B + 1) * buffers.active_B
+        buffers.cache.commit_on_device(acceptance.path_BA, counts_B)
+        buffers.roots_B.copy_(acceptance.next_token_B)
+        if buffers.draft_state is not None and output.features_BNF is not None:
             index_BAF = acceptance.path_BA[..., None].expand(-1, -1, output.features_BNF.shape[-1])
             features_BAF = output.features_BNF.gather(1, index_BAF)
-            keep = arena.draft_state.append if self.shape is None else arena.draft_state.observe
+            keep = buffers.draft_state.append if self.shape is None else buffers.draft_state.observe
             keep(features_BAF, acceptance.tokens_BA, counts_B)
 
     @property
@@ -185,12 +187,12 @@ class DeviceStep:
         return self.shape.levels if self.shape is not None else 1
 
     def _draft(self) -> DraftTree:
-        arena = self.arena
+        buffers = self.buffers
         if self.shape is None:
-            return root_only(arena.roots_B)
-        assert arena.drafter is not None and arena.draft_state is not None
-        arena.draft_state.tree = self.shape
-        return arena.drafter.draft(arena.draft_state, arena.roots_B).limited(arena.deepest_B)
+            return root_only(buffers.roots_B)
+        assert buffers.drafter is not None and buffers.draft_state is not None
+        buffers.draft_state.tree = self.shape
+        return buffers.drafter.draft(buffers.draft_state, buffers.roots_B).limited(buffers.deepest_B)
 
     def _accept(self, tree: DraftTree, logits_BNV: torch.Tensor) -> Acceptance:
         if self.sampler.is_plain_greedy and not self.samples:
@@ -198,14 +200,14 @@ class DeviceStep:
         return accept(tree, logits_BNV, self._pick)
 
     def _pick(self, logits_BV: torch.Tensor, level: int) -> torch.Tensor:
-        noise_LBV = self.arena.noise_LBV if self.samples else None
+        noise_LBV = self.buffers.noise_LBV if self.samples else None
         return pick(self.sampler.scores(logits_BV), None if noise_LBV is None else noise_LBV[level])
 
     def _publish(self, acceptance: Acceptance, tree: DraftTree, state: DraftState | None) -> None:
         """Write the outcome where the host finds it after a replay too."""
         nodes = (tree.tokens_BN, tree.parents_BN, tree.depths_BN, tree.mask_BNN, tree.scores_BN)
         outcome = [acceptance.packed()]
-        if self.arena.adapts and self.shape is not None:
+        if self.buffers.adapts and self.shape is not None:
             assert state is not None and state.candidates is not None
             self._width = state.candidates.width
             outcome.append(state.candidates.packed())
@@ -223,11 +225,11 @@ class DeviceStep:
     @property
     def effects(self) -> list[torch.Tensor]:
         """What two runs from the same state must agree on: the walk and every count and token it moves."""
-        return [self.outcome_BX[:, : self._walk], *(t for t in self.arena.moving if not t.is_floating_point())]
+        return [self.outcome_BX[:, : self._walk], *(t for t in self.buffers.moving if not t.is_floating_point())]
 
     def read(self) -> Walked:
         """Copy the outcome to the host, the only wait of a step; candidates go to where a draft leaves them."""
-        outcome_BX, state = self.outcome_BX.to("cpu", copy=True), self.arena.draft_state
+        outcome_BX, state = self.outcome_BX.to("cpu", copy=True), self.buffers.draft_state
         if state is not None:
             state.candidates = None
             if self.shape is not None and self._width:

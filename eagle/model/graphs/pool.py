@@ -1,8 +1,8 @@
-"""Capture and replay of decode steps: the one file that knows CUDA graphs, and the pool of arenas they belong to.
+"""Capture and replay of decode steps: the one file that knows CUDA graphs, and the pool of step buffers.
 
-A graph belongs to an arena, because its addresses are baked in; the pool keeps arenas with their graphs from call to
-call. It lends them to one stream at a time; a second one meanwhile gets an arena of its own and runs without graphs.
-A step that cannot be captured, or whose first replays differ from running it, is run as it is from then on.
+A graph belongs to the buffers whose addresses are baked into it; the pool keeps both from call to call. It lends them to
+one stream at a time; a second one meanwhile gets buffers of its own and runs without graphs. A step that cannot be
+captured, or whose first replays differ from running it, is run as it is from then on.
 """
 
 import logging
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from eagle.model.configs import TreeConfig
 from eagle.model.drafter import Drafter
-from eagle.model.graphs.device_step import Arena, DeviceStep, room
+from eagle.model.graphs.device_step import DeviceStep, StepBuffers, room
 from eagle.model.graphs.static_cache import StaticKVCache
 from eagle.model.graphs.static_draft_state import StaticDraftState
 from eagle.model.sampling import Sampler
@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_BUCKET = 512
 ALIGNMENT = 64  # slots; attention kernels want masks of even widths
-KEPT = 8  # arenas
-STEPS = 16  # per arena: four trees times four settings of the sampler
+KEPT = 8  # step buffers of different shapes
+STEPS = 16  # for each of them: four trees times four settings of the sampler
 WARM_UPS = 2
 READS = (
     torch.ops.aten._local_scalar_dense,
@@ -105,16 +105,16 @@ class CudaBackend:
 
 
 class GraphPool:
-    """Lends arenas and runs steps on them.
+    """Lends buffers and runs steps on them.
 
     Args:
         backend: captures steps.
-        first_bucket: slots of the smallest arena; each next one has twice as many.
+        first_bucket: slots of the smallest buffers; each next ones have twice as many.
     """
 
     def __init__(self, backend: Backend, first_bucket: int = FIRST_BUCKET) -> None:
         self.backend, self.first_bucket = backend, first_bucket
-        self._kept: OrderedDict[Hashable, Arena] = OrderedDict()
+        self._kept: OrderedDict[Hashable, StepBuffers] = OrderedDict()
         self._refused: set[Hashable] = set()
         self._is_lent = False
         self._lock = threading.Lock()
@@ -122,30 +122,30 @@ class GraphPool:
     def __deepcopy__(self, memo: dict[int, Any]) -> "GraphPool":
         return GraphPool(self.backend, self.first_bucket)
 
-    def take(self, target: TargetModel, drafter: Drafter | None, batch: int, length: int, adapts: bool) -> Arena:
-        """Lend an arena for rows of `length` slots; steps on it may be captured if no other is lent."""
+    def take(self, target: TargetModel, drafter: Drafter | None, batch: int, length: int, adapts: bool) -> StepBuffers:
+        """Lend step buffers for rows of `length` slots; steps on it may be captured if no other is lent."""
         with self._lock:
             is_first, self._is_lent = not self._is_lent, True
-        return self._arena(target, drafter, batch, length, is_first, adapts)
+        return self._buffers_for(target, drafter, batch, length, is_first, adapts)
 
-    def grown(self, arena: Arena, length: int) -> Arena:
-        """Return a larger arena that goes on where this one stands, and keep this one for another call."""
-        arena.make_ready(drafts=True)
-        batch = len(arena.roots_B)
-        larger = self._arena(arena.target, arena.drafter, batch, length, arena.captures, arena.adapts)
-        larger.load(arena.cache, arena.draft_state, arena.roots_B)
-        self._keep(arena)
+    def grown(self, buffers: StepBuffers, length: int) -> StepBuffers:
+        """Return larger buffers that go on where these stand, and keep these for another call."""
+        buffers.make_ready(drafts=True)
+        batch = len(buffers.roots_B)
+        larger = self._buffers_for(buffers.target, buffers.drafter, batch, length, buffers.captures, buffers.adapts)
+        larger.load(buffers.cache, buffers.draft_state, buffers.roots_B)
+        self._keep(buffers)
         return larger
 
-    def give(self, arena: Arena) -> None:
-        """Take an arena back."""
-        self._keep(arena)
-        if arena.captures:
+    def give(self, buffers: StepBuffers) -> None:
+        """Take step buffers back."""
+        self._keep(buffers)
+        if buffers.captures:
             self._is_lent = False
 
-    def _arena(
+    def _buffers_for(
         self, target: TargetModel, drafter: Drafter | None, batch: int, length: int, captures: bool, adapts: bool
-    ) -> Arena:
+    ) -> StepBuffers:
         bucket = self._bucket(length + room(drafter), target, drafter)
         modules = (target.model,) if drafter is None else (target.model, drafter)
         key = (batch, bucket, drafter.tree if drafter is not None else None, adapts, fingerprint(*modules))
@@ -153,13 +153,13 @@ class GraphPool:
             kept = self._kept.pop(key, None) if captures else None
         if kept is not None:
             return kept
-        return Arena(target, drafter, batch, bucket, captures, adapts, key)
+        return StepBuffers(target, drafter, batch, bucket, captures, adapts, key)
 
-    def _keep(self, arena: Arena) -> None:
-        if not arena.captures:
+    def _keep(self, buffers: StepBuffers) -> None:
+        if not buffers.captures:
             return
         with self._lock:
-            self._kept[arena.key] = arena
+            self._kept[buffers.key] = buffers
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)[1].steps.clear()
 
@@ -173,15 +173,15 @@ class GraphPool:
         most = target.last_position + room(drafter)
         return min(bucket, max(slots, -(-most // ALIGNMENT) * ALIGNMENT))
 
-    def step(self, arena: Arena, taps: Taps, sampler: Sampler, shape: TreeConfig | None) -> DeviceStep:
-        """Return the step with this tree for these settings on an arena, with its graph if it has one."""
-        kind = step_key(arena.drafter, sampler)
+    def step(self, buffers: StepBuffers, taps: Taps, sampler: Sampler, shape: TreeConfig | None) -> DeviceStep:
+        """Return the step with this tree for these settings on step buffers, with its graph if it has one."""
+        kind = step_key(buffers.drafter, sampler)
         key = (shape, kind)
-        if key not in arena.steps:
-            arena.steps[key] = DeviceStep(arena, taps, sampler, shape, kind)
-            while len(arena.steps) > STEPS:
-                del arena.steps[next(iter(arena.steps))]
-        return arena.steps[key]
+        if key not in buffers.steps:
+            buffers.steps[key] = DeviceStep(buffers, taps, sampler, shape, kind)
+            while len(buffers.steps) > STEPS:
+                del buffers.steps[next(iter(buffers.steps))]
+        return buffers.steps[key]
 
     def refuses(self, drafter: Drafter | None, sampler: Sampler) -> bool:
         """Tell whether such a step has turned out to be no graph."""
@@ -190,7 +190,7 @@ class GraphPool:
     def run(self, step: DeviceStep) -> bool:
         """Take a step, by replaying its graph where that can be trusted; tell whether later ones will take as long."""
         is_refused = step.key in self._refused
-        if is_refused or not step.arena.captures:
+        if is_refused or not step.buffers.captures:
             step()
             return is_refused
         if step.unchecked:
@@ -225,10 +225,10 @@ class GraphPool:
 
     def _rehearsed(self, step: DeviceStep) -> None:
         """Take a step twice, as it is and by its graph, and keep what the graph did if both agree."""
-        arena, saved = step.arena, step.arena.saved()
+        buffers, saved = step.buffers, step.buffers.saved()
 
         def rehearse() -> None:
-            arena.restore(saved)
+            buffers.restore(saved)
             step()
 
         try:
@@ -239,7 +239,7 @@ class GraphPool:
                 step.replay = self._captured(step, rehearse)
         except RuntimeError as error:
             return self._refuse(step, rehearse, str(error))
-        arena.restore(saved)
+        buffers.restore(saved)
         step.outcome_BX.fill_(-1)  # what it holds is right already
         step.replay()
         step.unchecked -= 1
@@ -251,7 +251,10 @@ class GraphPool:
         replay = self.backend.capture(rehearse, step)
         seconds = time.perf_counter() - started
         logger.info(
-            "captured the step on %d slots for %d rows in %.2f s", step.arena.bucket, len(step.arena.roots_B), seconds
+            "captured the step on %d slots for %d rows in %.2f s",
+            step.buffers.bucket,
+            len(step.buffers.roots_B),
+            seconds,
         )
         return replay
 
