@@ -9,7 +9,7 @@ from scripted import is_tree
 from eagle.model.choices import mc_sim_7b_63
 from eagle.model.configs import TreeConfig, tree_config
 from eagle.model.tree import Candidates, best, from_parents, root_only, select, static_levels
-from eagle.model.verify import accept, accept_listed, accept_picked
+from eagle.model.verify import accept_greedy, accept_greedy_on_host, accept_sampled
 
 
 @st.composite
@@ -123,8 +123,8 @@ def test_walks_at_once_equal_the_walk_level_by_level(parents, data):
     tree = from_parents(tokens, torch.tensor([parents] * 2), torch.zeros(tokens.shape), max(depth) + 1)
     tree = tree.limited([data.draw(st.integers(0, 3)), 9])
     logits = torch.nn.functional.one_hot(picks, vocabulary).float()
-    slow = accept(tree, logits, lambda logits_BV, level: logits_BV.argmax(-1))
-    for fast in (accept_picked(tree, picks), accept_listed(tree, picks)):
+    slow = accept_sampled(tree, logits, lambda logits_BV, level: logits_BV.argmax(-1))
+    for fast in (accept_greedy(tree, picks), accept_greedy_on_host(tree, picks)):
         assert fast.n_accepted_B.tolist() == slow.n_accepted_B.tolist()
         for row, count in enumerate(slow.n_accepted_B.tolist()):
             assert fast.path_BA[row].tolist() == slow.path_BA[row].tolist()

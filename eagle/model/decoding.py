@@ -22,7 +22,7 @@ from eagle.model.stats import GenerationStats
 from eagle.model.support.gradients import without_gradients
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import DraftTree, root_only
-from eagle.model.verify import Acceptance, Walked
+from eagle.model.verify import Acceptance, HostAcceptance
 from eagle.model.walk import walk
 
 
@@ -180,7 +180,11 @@ class Generation:
         state.candidates = None
 
     def _commit(
-        self, acceptance: Acceptance, walked: Walked, tokens: Sequence[list[int]], features_BNF: torch.Tensor | None
+        self,
+        acceptance: Acceptance,
+        walked: HostAcceptance,
+        tokens: Sequence[list[int]],
+        features_BNF: torch.Tensor | None,
     ) -> None:
         """Keep what was accepted: keys and values where they belong, features for the head."""
         # A row keeps its root and what it emitted but the last token, which is the next root. Rows that had ended

@@ -45,9 +45,9 @@ class Acceptance:
         """Return all of it as one tensor [B, 2 A + 1]."""
         return torch.cat([self.path_BA, self.tokens_BA, self.n_accepted_B[:, None]], 1)
 
-    def read(self) -> "Walked":
+    def read(self) -> "HostAcceptance":
         """Copy the outcome to the host in one transfer, the only one of a step."""
-        return Walked.unpacked(self.packed())
+        return HostAcceptance.unpacked(self.packed())
 
     @property
     def next_token_B(self) -> torch.Tensor:
@@ -57,7 +57,7 @@ class Acceptance:
 
 
 @dataclass(frozen=True)
-class Walked:
+class HostAcceptance:
     """An `Acceptance` as host integers."""
 
     paths: list[list[int]]
@@ -65,13 +65,13 @@ class Walked:
     accepted: list[int]
 
     @classmethod
-    def unpacked(cls, packed_BX: torch.Tensor) -> "Walked":
+    def unpacked(cls, packed_BX: torch.Tensor) -> "HostAcceptance":
         """Read a packed `Acceptance`."""
         rows, width = packed_BX.tolist(), packed_BX.shape[1] // 2
         return cls([row[:width] for row in rows], [row[width:-1] for row in rows], [row[-1] for row in rows])
 
 
-def accept(
+def accept_sampled(
     tree: DraftTree,
     logits_BNV: torch.Tensor,
     pick: Callable[[torch.Tensor, int], torch.Tensor],
@@ -115,7 +115,7 @@ def accept(
     return Acceptance(path_BA, descended_BA.sum(1), tokens_BA)
 
 
-def accept_picked(tree: DraftTree, picks_BN: torch.Tensor) -> Acceptance:
+def accept_greedy(tree: DraftTree, picks_BN: torch.Tensor) -> Acceptance:
     """Walk all rows and levels at once, where what the target picks at a node does not depend on the walk: greedily.
 
     Args:
@@ -138,8 +138,8 @@ def accept_picked(tree: DraftTree, picks_BN: torch.Tensor) -> Acceptance:
     return Acceptance(path_BA, accepted_B, picks_BN.gather(1, path_BA))
 
 
-def accept_listed(tree: DraftTree, picks_BN: torch.Tensor) -> Acceptance:
-    """Walk as `accept_picked` does, on the host: for a device that is the host, where tensor operations cost more."""
+def accept_greedy_on_host(tree: DraftTree, picks_BN: torch.Tensor) -> Acceptance:
+    """Walk as `accept_greedy` does, on the host: for a device that is the host, where tensor operations cost more."""
     width = min(tree.levels, tree.size)
     children = (tree.parents_BN * KEY + tree.tokens_BN).tolist()
     paths, tokens, accepted = [], [], []
@@ -153,7 +153,7 @@ def accept_listed(tree: DraftTree, picks_BN: torch.Tensor) -> Acceptance:
     return Acceptance(*(torch.tensor(values) for values in (paths, accepted, tokens)))
 
 
-def accept_stepwise(
+def accept_per_token(
     tree: DraftTree,
     logits_BNV: torch.Tensor,
     groups: Sequence[Sequence[int]],

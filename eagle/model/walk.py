@@ -10,7 +10,14 @@ import torch
 
 from eagle.model.request_state import Request, Rows
 from eagle.model.tree import DraftTree
-from eagle.model.verify import Acceptance, Walked, accept, accept_listed, accept_picked, accept_stepwise
+from eagle.model.verify import (
+    Acceptance,
+    HostAcceptance,
+    accept_greedy,
+    accept_greedy_on_host,
+    accept_per_token,
+    accept_sampled,
+)
 
 # Logits of a tree up to which a CPU looks at all nodes faster than at those of the path, one by one.
 AT_ONCE = 1 << 20
@@ -18,7 +25,7 @@ AT_ONCE = 1 << 20
 
 def walk(
     request: Request, rows: Rows, running: Sequence[int], tree: DraftTree, logits_BNV: torch.Tensor
-) -> tuple[Acceptance, Walked, list[list[int]]]:
+) -> tuple[Acceptance, HostAcceptance, list[list[int]]]:
     """Walk the tree and append what is emitted to the rows.
 
     Args:
@@ -40,15 +47,15 @@ def walk(
         sampler.noise.forget_before(soonest - 1)
     if request.is_watched:
         groups = [list(range(len(running)))] if request.in_step else [[index] for index in active]
-        acceptance = accept_stepwise(tree, logits_BNV, groups, partial(_pick, request, rows, running, positions))
+        acceptance = accept_per_token(tree, logits_BNV, groups, partial(_pick, request, rows, running, positions))
         walked = acceptance.read()
     else:
         is_cpu = logits_BNV.device.type == "cpu"
         if sampler.is_plain_greedy and tree.size > 1 and not (is_cpu and logits_BNV.numel() > AT_ONCE):
-            at_once = accept_listed if is_cpu else accept_picked
+            at_once = accept_greedy_on_host if is_cpu else accept_greedy
             acceptance = at_once(tree, logits_BNV.argmax(-1))
         else:  # stopping early reads the device: elsewhere the host would wait
-            acceptance = accept(tree, logits_BNV, sampler.picker(positions, running), stops_early=is_cpu)
+            acceptance = accept_sampled(tree, logits_BNV, sampler.picker(positions, running), stops_early=is_cpu)
         walked = acceptance.read()
         push_all(rows, running, active, walked)
     return acceptance, walked, [rows.new[row][start:] for row, start in zip(running, before, strict=True)]
@@ -78,7 +85,7 @@ def _pick(
     return rows.push_watched(numbers, request.sampler.choose(scores_GV, positions, numbers).tolist())
 
 
-def push_all(rows: Rows, running: Sequence[int], active: Sequence[int], walked: Walked) -> None:
+def push_all(rows: Rows, running: Sequence[int], active: Sequence[int], walked: HostAcceptance) -> None:
     """Append to the active rows what a walk emitted, each up to its end."""
     for index in active:
         for token in walked.tokens[index][: walked.accepted[index] + 1]:

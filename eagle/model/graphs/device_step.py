@@ -21,7 +21,7 @@ from eagle.model.kv_cache import KVCache
 from eagle.model.sampling import Noise, Sampler, pick
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import Candidates, DraftTree, root_only
-from eagle.model.verify import Acceptance, Walked, accept, accept_picked
+from eagle.model.verify import Acceptance, HostAcceptance, accept_greedy, accept_sampled
 
 
 def room(drafter: Drafter | None) -> int:
@@ -196,8 +196,8 @@ class DeviceStep:
 
     def _accept(self, tree: DraftTree, logits_BNV: torch.Tensor) -> Acceptance:
         if self.sampler.is_plain_greedy and not self.samples:
-            return accept_picked(tree, logits_BNV.argmax(-1))
-        return accept(tree, logits_BNV, self._pick)
+            return accept_greedy(tree, logits_BNV.argmax(-1))
+        return accept_sampled(tree, logits_BNV, self._pick)
 
     def _pick(self, logits_BV: torch.Tensor, level: int) -> torch.Tensor:
         noise_LBV = self.buffers.noise_LBV if self.samples else None
@@ -227,7 +227,7 @@ class DeviceStep:
         """What two runs from the same state must agree on: the walk and every count and token it moves."""
         return [self.outcome_BX[:, : self._walk], *(t for t in self.buffers.moving if not t.is_floating_point())]
 
-    def read(self) -> Walked:
+    def read(self) -> HostAcceptance:
         """Copy the outcome to the host, the only wait of a step; candidates go to where a draft leaves them."""
         outcome_BX, state = self.outcome_BX.to("cpu", copy=True), self.buffers.draft_state
         if state is not None:
@@ -235,7 +235,7 @@ class DeviceStep:
             if self.shape is not None and self._width:
                 looked_BX = outcome_BX[:, self._walk :]
                 state.tree, state.candidates = self.shape, Candidates.unpacked(looked_BX, self._width)
-        return Walked.unpacked(outcome_BX[:, : self._walk])
+        return HostAcceptance.unpacked(outcome_BX[:, : self._walk])
 
     def tree(self) -> DraftTree:
         """Return a copy of the tree the last step has verified."""

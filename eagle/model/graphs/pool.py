@@ -1,7 +1,7 @@
 """Capture and replay of decode steps: the one file that knows CUDA graphs, and the pool of step buffers.
 
-A graph belongs to the buffers whose addresses are baked into it; the pool keeps both from call to call. It lends them to
-one stream at a time; a second one meanwhile gets buffers of its own and runs without graphs. A step that cannot be
+A graph belongs to the buffers whose addresses are baked into it; the pool keeps both from call to call. It lends them
+to one stream at a time; a second one meanwhile gets buffers of its own and runs without graphs. A step that cannot be
 captured, or whose first replays differ from running it, is run as it is from then on.
 """
 
