@@ -47,7 +47,7 @@ class Probe:
         try:
             for door in self._doors:
                 handles.append(door.register_forward_pre_hook(self._enter))
-                handles.append(door.register_forward_hook(self._leave, always_call=True))
+                handles.append(door.register_forward_hook(self._drop_finished_rows, always_call=True))
             yield
         finally:
             for handle in handles:
@@ -59,7 +59,7 @@ class Probe:
         self._deep += 1
         self.forwards += type(module) is type(self.base)
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _drop_finished_rows(self, module: nn.Module, args: Any, output: Any) -> None:
         self._deep -= 1
         if self._deep == 0:
             self.inside_seconds += time.perf_counter() - self._entered

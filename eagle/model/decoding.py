@@ -55,7 +55,7 @@ class Generation:
         # In `generate` the longest row decides over all rows' frequencies; only plain decoding in step does so too.
         is_batch = len(request.ids_RS) > 1 or any(self.pads)
         if switch is not None and is_batch and request.limit > switch.position:
-            request, drafter = replace(request, in_step=True), None
+            request, drafter = replace(request, lockstep=True), None
         self.request, self.drafter = request, drafter
         self.rows = Rows(request)
         self.running = list(range(len(request.ids_RS)))
@@ -149,7 +149,7 @@ class Generation:
     def step(self) -> DecodeStep:
         """Draft, verify, accept and commit once."""
         started = time.perf_counter()
-        self._leave()
+        self._drop_finished_rows()
         if self._crosses_switch():
             return self._recompute(started)
         active = [row for row in self.running if self.rows.finished[row] is None]
@@ -191,7 +191,7 @@ class Generation:
         # stay where they are; plain decoding moves them along, because `generate` keeps rows in step.
         idle = 1 if self.drafter is None else 0
         counts = [len(new) or idle for new in tokens]
-        if self.request.in_step:
+        if self.request.lockstep:
             counts = [max(counts)] * len(counts)
         in_place = all(p[:c] == list(range(c)) for p, c in zip(walked.paths, counts, strict=True))
         self.cache.commit(acceptance.path_BA, counts, in_place)
@@ -213,7 +213,7 @@ class Generation:
                 return root_only(self.roots_B)
             self.draft_state.tree = chosen
         tree = self.drafter.draft(self.draft_state, self.roots_B)
-        if self.request.in_step and ended:
+        if self.request.lockstep and ended:
             # Rows that ended keep up with the others: they draft the pads they emit.
             limits = [max(limits)] * len(limits)
             tree = tree.pinned(ended, self.request.pad)
@@ -262,10 +262,10 @@ class Generation:
         rows = tuple(self.running) if tree is not None else ()
         return DecodeStep(all_tokens, drafted, all_accepted, list(self.rows.finished), tree, rows)
 
-    def _leave(self) -> None:
+    def _drop_finished_rows(self) -> None:
         """Drop finished rows from the batch once half of it is done."""
         keep = [i for i, row in enumerate(self.running) if self.rows.finished[row] is None]
-        if 2 * len(keep) > len(self.running) or self.request.in_step:
+        if 2 * len(keep) > len(self.running) or self.request.lockstep:
             return
         self.cache.keep_rows(keep)
         self.roots_B = self.roots_B[keep]

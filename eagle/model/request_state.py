@@ -27,7 +27,7 @@ class Request:
         sampler: how tokens are picked.
         criteria: further stopping criteria, asked after every token as in `generate`.
         pads_ended: rows that ended emit pads; without an end-of-sequence id `generate` lets them go on to the end.
-        in_step: all rows emit their t-th token at the same moment, because something watches them together.
+        lockstep: all rows emit their t-th token at the same moment, because something watches them together.
         keeps_scores: processed scores of every token are kept, and handed to the criteria.
         keeps_logits: raw logits of every token are kept.
         prefill_chunk: prompt tokens per forward.
@@ -43,7 +43,7 @@ class Request:
     sampler: Sampler
     criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
     pads_ended: bool = True
-    in_step: bool = False
+    lockstep: bool = False
     keeps_scores: bool = False
     keeps_logits: bool = False
     prefill_chunk: int = 8192
@@ -58,10 +58,10 @@ class Request:
         return (self.attention_mask_RS == 0).sum(-1).tolist()
 
     @property
-    def is_watched(self) -> bool:
+    def needs_host_walk(self) -> bool:
         """Whether something wants every token by itself, so that the walk must run on the host."""
         keeps = self.keeps_scores or self.keeps_logits
-        return self.in_step or keeps or bool(self.criteria) or not self.sampler.is_stateless
+        return self.lockstep or keeps or bool(self.criteria) or not self.sampler.is_stateless
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Rows:
         self.logits: list[torch.Tensor] = []
         self._met = [False] * count  # rows whose criteria have said stop
         # Ids on the device are kept only for whoever reads prefixes.
-        if request.is_watched:
+        if request.needs_host_walk:
             self._ids_RT = torch.full((count, request.limit), request.pad, device=request.ids_RS.device)
             self._ids_RT[:, : self.prompt] = request.ids_RS
 
@@ -113,7 +113,7 @@ class Rows:
 
     def emitted(self, row: int) -> int:
         """Return how many new ids a row has; in step, pads after its end count too."""
-        return max(map(len, self.new)) if self.request.in_step else len(self.new[row])
+        return max(map(len, self.new)) if self.request.lockstep else len(self.new[row])
 
     def push(self, row: int, token: int) -> bool:
         """Append an emitted token and tell whether the row ends with it.

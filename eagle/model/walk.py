@@ -45,8 +45,8 @@ def walk(
     positions = [rows.emitted(row) if rows.finished[row] is None else soonest for row in running]
     if sampler.noise is not None:
         sampler.noise.forget_before(soonest - 1)
-    if request.is_watched:
-        groups = [list(range(len(running)))] if request.in_step else [[index] for index in active]
+    if request.needs_host_walk:
+        groups = [list(range(len(running)))] if request.lockstep else [[index] for index in active]
         acceptance = accept_per_token(tree, logits_BNV, groups, partial(_pick, request, rows, running, positions))
         walked = acceptance.read()
     else:

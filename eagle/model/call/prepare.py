@@ -162,7 +162,7 @@ def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any])
     together = [c for c in criteria if type(c) not in ROW_CRITERIA]
     watchers = arguments.get("streamer") is not None or keeps_scores or keeps_logits or together
     pads_ended = any(hasattr(c, "eos_token_id") for c in prepared.criteria) or not criteria
-    in_step = len(ids_RS) > 1 and bool(watchers or not pads_ended or not sampler.is_row_by_row)
+    lockstep = len(ids_RS) > 1 and bool(watchers or not pads_ended or not sampler.is_row_by_row)
     pad = config._pad_token_tensor
     return Request(
         ids_RS,
@@ -173,7 +173,7 @@ def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any])
         sampler,
         criteria,
         pads_ended=pads_ended,
-        in_step=in_step,
+        lockstep=lockstep,
         keeps_scores=keeps_scores,
         keeps_logits=keeps_logits,
         prefill_chunk=_prefill_chunk(arguments, config),

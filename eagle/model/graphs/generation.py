@@ -151,7 +151,7 @@ def begin(
 
 def _can_be_captured(target: TargetModel, drafter: Drafter | None, request: Request) -> bool:
     """Tell whether nothing between prefill and outcome asks the host."""
-    if request.is_watched or target.rope_switch is not None:
+    if request.needs_host_walk or target.rope_switch is not None:
         return False
     # A threshold counts nodes on the host; a drafter of another kind may do anything.
     return drafter is None or (type(drafter) is Drafter and drafter.tree.threshold == 1.0)
