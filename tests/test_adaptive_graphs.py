@@ -237,9 +237,9 @@ def test_what_a_draft_looked_at_comes_back_whole(tmp_path):
 def test_candidates_survive_packing_bit_for_bit():
     scores = torch.tensor([[-0.0, -1e-38, float("-inf"), -3.25], [float("nan"), -1.0, -2.0, -3.0]])
     tokens, parents = torch.arange(8).reshape(2, 4) << 20, torch.arange(8).reshape(2, 4) - 1
-    packed = Candidates(tokens, parents, scores, 2).packed()
+    packed = Candidates(tokens, parents, scores, 2).to_tensor()
     assert packed.dtype == torch.int64 and packed.shape == (2, 12)
-    got = Candidates.unpacked(packed, 2)
+    got = Candidates.from_tensor(packed, 2)
     assert torch.equal(got.tokens_BM, tokens) and torch.equal(got.parents_BM, parents) and got.width == 2
     assert torch.equal(got.scores_BM.view(torch.int32), scores.view(torch.int32))
 

@@ -64,7 +64,7 @@ def test_after_a_commit_the_next_forward_equals_the_uncached_one(bucket, parents
         counts = [len(path) for path in paths]
         if isinstance(cache, StaticKVCache):
             cache.commit_on_device(padded, torch.tensor(counts))
-            cache.settle(counts)
+            cache.sync_host(counts)
             assert cache.lengths_B.tolist() == cache.lengths
         else:
             cache.commit(padded, counts, in_place)

@@ -18,7 +18,7 @@ from eagle.model.call.output import collected
 from eagle.model.call.prepare import prepare
 from eagle.model.decoding import Generation
 from eagle.model.support import prepack, products
-from eagle.model.support.prepack import Packed, PackedLinear
+from eagle.model.support.prepack import PackedLinear, PrepackedLinears
 from eagle.model.support.products import ALWAYS, NEVER, ROWS, faster_packed, place
 
 NEW = 14
@@ -155,7 +155,7 @@ def test_weights_made_in_inference_mode_are_packed(tmp_path):
 
 def test_another_thread_gets_the_module_s_own_product():
     linear, zero = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
-    packed, seen, x = Packed(torch.nn.Sequential(linear)), [], torch.ones(1, 8)
+    packed, seen, x = PrepackedLinears(torch.nn.Sequential(linear)), [], torch.ones(1, 8)
     with torch.no_grad():
         want = linear(x)
         zero.weight.zero_()
@@ -180,11 +180,11 @@ def test_a_packed_model_can_be_copied(tmp_path):
 
 def test_what_cannot_be_packed_is_refused_in_words(tmp_path):
     with pytest.raises(ValueError, match="no plain linear layers"):
-        Packed(torch.nn.LayerNorm(4))
+        PrepackedLinears(torch.nn.LayerNorm(4))
     with pytest.raises(ValueError, match=r"packs float32.*float64"):
-        Packed(torch.nn.Linear(4, 4, dtype=torch.float64))
+        PrepackedLinears(torch.nn.Linear(4, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match="on a CPU; these are on \\['meta'\\]"):
-        Packed(torch.nn.Linear(4, 4, device="meta"))
+        PrepackedLinears(torch.nn.Linear(4, 4, device="meta"))
 
 
 def test_models_on_one_base_share_what_is_packed_of_it_and_leave_nothing_behind(tmp_path):
@@ -207,7 +207,7 @@ def test_a_verdict_holds_for_the_rows_around_it(rows):
 def test_packed_products_are_used_for_the_rows_at_which_they_are_faster(monkeypatch):
     say(monkeypatch, False, True, True)  # 2 to 7 rows
     linear, used = torch.nn.Linear(8, 5), []
-    packed = Packed(torch.nn.Sequential(linear))
+    packed = PrepackedLinears(torch.nn.Sequential(linear))
     own = PackedLinear.product
     monkeypatch.setattr(PackedLinear, "product", lambda self, x: used.append(x.numel() // 8) or own(self, x))
     with torch.no_grad(), packed.active():
@@ -245,7 +245,7 @@ def test_a_shape_is_timed_once_and_the_verdict_kept_on_disk(tmp_path, monkeypatc
 
 def test_a_dtype_it_changes_to_is_timed_by_itself(tmp_path, monkeypatch):
     asked = say(monkeypatch, True, True)
-    packed = Packed(linear := torch.nn.Linear(8, 5))
+    packed = PrepackedLinears(linear := torch.nn.Linear(8, 5))
     linear.to(torch.bfloat16)
     packed.refresh()
     assert asked == [(8, torch.float32), (8, torch.bfloat16)] and packed._linears[linear].is_packed

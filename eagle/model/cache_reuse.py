@@ -21,7 +21,7 @@ from eagle.model.target import TargetModel
 
 
 @dataclass(frozen=True)
-class Left:
+class CachedPrefix:
     """Caches of one finished or abandoned call of one row.
 
     Attributes:
@@ -64,7 +64,7 @@ class Prefix:
     """
 
     def __init__(self) -> None:
-        self._left: Left | None = None
+        self._left: CachedPrefix | None = None
         self._made: tuple[Any, ...] = ()
         self._turn = 0  # calls that have taken; only the newest may leave something
         self._lock = threading.Lock()
@@ -77,7 +77,7 @@ class Prefix:
         """Copy and pickle as an empty one."""
         return Prefix, ()
 
-    def take(self, target: TargetModel, drafter: Drafter | None) -> tuple[int, Left | None]:
+    def take(self, target: TargetModel, drafter: Drafter | None) -> tuple[int, CachedPrefix | None]:
         """Empty the prefix; return the number of this turn, and what was held if target and drafter can use it."""
         with self._lock:
             left, self._left = self._left, None
@@ -87,7 +87,7 @@ class Prefix:
             return turn, None
         return turn, left if made == _circumstances(target) else None
 
-    def leave(self, left: Left, turn: int) -> None:
+    def leave(self, left: CachedPrefix, turn: int) -> None:
         """Keep what a call left behind, unless a newer one has begun."""
         with self._lock:
             if turn == self._turn:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from eagle.model.adaptive.chooser import Chooser
-from eagle.model.cache_reuse import CachePool, Left, Prefix
+from eagle.model.cache_reuse import CachedPrefix, CachePool, Prefix
 from eagle.model.draft_state import READ, DraftState
 from eagle.model.drafter import Drafter
 from eagle.model.kv_cache import KVCache
@@ -103,7 +103,7 @@ class Generation:
         """End the call; the prefix gets its caches after a whole step, else the pool after the last one."""
         if is_whole and self.prefix is not None:
             ids = self.rows.ids()[0, : self.cache.lengths[0]].tolist()
-            self.prefix.leave(Left(ids, self.target, self.cache, self.drafter, self.draft_state), self._turn)
+            self.prefix.leave(CachedPrefix(ids, self.target, self.cache, self.drafter, self.draft_state), self._turn)
         elif is_whole and self.pool is not None and self.is_done:
             self.pool.keep(self._caches)
 

@@ -19,7 +19,7 @@ from eagle.model.configs import TreeConfig
 from eagle.model.draft_state import RING, DraftState, Observed
 from eagle.model.head import DraftHead
 from eagle.model.kv_cache import KVCache
-from eagle.model.support.prepack import Packed, packed_forward
+from eagle.model.support.prepack import PrepackedLinears, packed_forward
 from eagle.model.tree import Candidates, DraftTree, StaticLevel, at_places, best, root_only, select
 
 
@@ -43,7 +43,7 @@ class Drafter(nn.Module):
         super().__init__()
         self.head = head
         self.tree = tree
-        self.packed: Packed | None = None
+        self.packed: PrepackedLinears | None = None
         self._embed = head.embed_tokens if hasattr(head, "embed_tokens") else embed
         self._output_logits = output_logits
         self._made: dict[tuple[StaticLevel, torch.device], tuple[torch.Tensor, ...]] = {}

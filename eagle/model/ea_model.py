@@ -30,7 +30,7 @@ from eagle.model.head import EagleHead
 from eagle.model.stats import GenerationStats
 from eagle.model.support.gradients import without_gradients
 from eagle.model.support.loading import load_base, load_tokenizer
-from eagle.model.support.prepack import Packed, packed
+from eagle.model.support.prepack import PrepackedLinears, packed
 from eagle.model.target import Taps
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class EaModel(Facade, nn.Module):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenizer_options: dict[str, Any] = {}
         self.ea_layer.eval()
-        self._packed: tuple[Packed, ...] = ()
+        self._packed: tuple[PrepackedLinears, ...] = ()
         if compile:
             self._packed = self.target.packed, self.ea_layer.packed = packed(base_model), packed(head)
         self.training = base_model.training

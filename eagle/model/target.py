@@ -22,7 +22,7 @@ from eagle.model.configs import text_config
 from eagle.model.kv_cache import KVCache
 from eagle.model.support.adapters import causal_lm
 from eagle.model.support.output_transform import transform_of, transformed
-from eagle.model.support.prepack import Packed, packed_forward
+from eagle.model.support.prepack import PrepackedLinears, packed_forward
 from eagle.model.support.properties import (
     LayerMask,
     cache_keyword,
@@ -72,7 +72,7 @@ class TargetModel:
         self.cached_layers = max(len(self.layers), getattr(self.config, "num_hidden_layers", 0))
         self.rope_switch = rope_switch(model)
         self.last_position = last_position(model)
-        self.packed: Packed | None = None
+        self.packed: PrepackedLinears | None = None
         self.logit_transform = transform_of(self.config)
         self.cache_keyword = cache_keyword(model)
         self._masks = layer_masks(self.config)

@@ -119,12 +119,12 @@ class Candidates:
     scores_BM: torch.Tensor
     width: int = 0
 
-    def packed(self) -> torch.Tensor:
+    def to_tensor(self) -> torch.Tensor:
         """Return all of it but `width` as one tensor [B, 3 M] of integers, scores as the bits they are."""
         return torch.cat([self.tokens_BM, self.parents_BM, self.scores_BM.view(torch.int32).long()], 1)
 
     @classmethod
-    def unpacked(cls, packed_BX: torch.Tensor, width: int) -> "Candidates":
+    def from_tensor(cls, packed_BX: torch.Tensor, width: int) -> "Candidates":
         """Return what was packed."""
         tokens_BM, parents_BM, bits_BM = packed_BX.chunk(3, 1)
         return cls(tokens_BM, parents_BM, bits_BM.int().view(torch.float32), width)

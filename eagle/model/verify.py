@@ -41,13 +41,13 @@ class Acceptance:
     n_accepted_B: torch.Tensor
     tokens_BA: torch.Tensor
 
-    def packed(self) -> torch.Tensor:
+    def to_tensor(self) -> torch.Tensor:
         """Return all of it as one tensor [B, 2 A + 1]."""
         return torch.cat([self.path_BA, self.tokens_BA, self.n_accepted_B[:, None]], 1)
 
     def read(self) -> "HostAcceptance":
         """Copy the outcome to the host in one transfer, the only one of a step."""
-        return HostAcceptance.unpacked(self.packed())
+        return HostAcceptance.from_tensor(self.to_tensor())
 
     @property
     def next_token_B(self) -> torch.Tensor:
@@ -65,7 +65,7 @@ class HostAcceptance:
     accepted: list[int]
 
     @classmethod
-    def unpacked(cls, packed_BX: torch.Tensor) -> "HostAcceptance":
+    def from_tensor(cls, packed_BX: torch.Tensor) -> "HostAcceptance":
         """Read a packed `Acceptance`."""
         rows, width = packed_BX.tolist(), packed_BX.shape[1] // 2
         return cls([row[:width] for row in rows], [row[width:-1] for row in rows], [row[-1] for row in rows])

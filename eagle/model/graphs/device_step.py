@@ -113,11 +113,11 @@ class StepBuffers:
         if self.drafter is not None and self.draft_state is not None:
             self.draft_state.make_ready(self.drafter, drafts)
 
-    def settle(self, counts: Sequence[int], has_drafted: bool) -> None:
+    def sync_host(self, counts: Sequence[int], has_drafted: bool) -> None:
         """Tell the host what the last step has kept of every row, and whether it began with a draft."""
-        self.cache.settle(counts)
+        self.cache.sync_host(counts)
         if self.draft_state is not None:
-            self.draft_state.settle(counts, has_drafted)
+            self.draft_state.sync_host(counts, has_drafted)
 
     @property
     def moving(self) -> list[torch.Tensor]:
@@ -206,11 +206,11 @@ class DeviceStep:
     def _publish(self, acceptance: Acceptance, tree: DraftTree, state: DraftState | None) -> None:
         """Write the outcome where the host finds it after a replay too."""
         nodes = (tree.tokens_BN, tree.parents_BN, tree.depths_BN, tree.mask_BNN, tree.scores_BN)
-        outcome = [acceptance.packed()]
+        outcome = [acceptance.to_tensor()]
         if self.buffers.adapts and self.shape is not None:
             assert state is not None and state.candidates is not None
             self._width = state.candidates.width
-            outcome.append(state.candidates.packed())
+            outcome.append(state.candidates.to_tensor())
         fresh = [torch.cat(outcome, 1), *nodes]
         if not self._outputs:
             self._outputs = [tensor.clone() for tensor in fresh]
@@ -234,8 +234,8 @@ class DeviceStep:
             state.candidates = None
             if self.shape is not None and self._width:
                 looked_BX = outcome_BX[:, self._walk :]
-                state.tree, state.candidates = self.shape, Candidates.unpacked(looked_BX, self._width)
-        return HostAcceptance.unpacked(outcome_BX[:, : self._walk])
+                state.tree, state.candidates = self.shape, Candidates.from_tensor(looked_BX, self._width)
+        return HostAcceptance.from_tensor(outcome_BX[:, : self._walk])
 
     def tree(self) -> DraftTree:
         """Return a copy of the tree the last step has verified."""

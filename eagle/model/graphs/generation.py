@@ -76,7 +76,7 @@ class GraphedGeneration(Generation):
         walked, before = device_step.read(), [len(new) for new in self.rows.new]
         push_all(self.rows, self.running, active, walked)
         tokens = [new[start:] for new, start in zip(self.rows.new, before, strict=True)]
-        buffers.settle([len(new) for new in tokens], device_step.shape is not None)
+        buffers.sync_host([len(new) for new in tokens], device_step.shape is not None)
         tree = device_step.tree()
         step = self._emit(tokens, tree.size - 1, walked.accepted, tree)
         accepted = [walked.accepted[index] for index in active]

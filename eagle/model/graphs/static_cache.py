@@ -64,7 +64,7 @@ class StaticKVCache(KVCache):
         self._publish()
 
     def advance_on_device(self, counts_B: torch.Tensor) -> None:
-        """Commit the first `counts_B` entries of every row where they lie; the host learns of it by `settle`."""
+        """Commit the first `counts_B` entries of every row where they lie; the host learns of it by `sync_host`."""
         self.lengths_B.add_(counts_B)
         self.drop_undecided()
 
@@ -78,7 +78,7 @@ class StaticKVCache(KVCache):
         self._move_all(path_BA)
         self.advance_on_device(counts_B)
 
-    def settle(self, counts: Sequence[int]) -> None:
+    def sync_host(self, counts: Sequence[int]) -> None:
         """Tell the host what a step has kept of every row."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 

@@ -74,10 +74,10 @@ class StaticDraftState(DraftState):
         self.bucket.copy_from(other.cache)
         self._hold(Observed(*other.observed, other.counts))
 
-    def settle(self, counts: Sequence[int], has_drafted: bool) -> None:
+    def sync_host(self, counts: Sequence[int], has_drafted: bool) -> None:
         """Tell the host whether the head has read what was observed, and how much has been observed since."""
         if has_drafted:
-            self.bucket.settle(self._counts)
+            self.bucket.sync_host(self._counts)
             self._counts = list(counts)
         else:
             self._counts = [waiting + count for waiting, count in zip(self._counts, counts, strict=True)]

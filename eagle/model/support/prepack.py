@@ -30,7 +30,7 @@ SUPPORTED = {
     torch.bfloat16: lambda: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
     torch.float16: lambda: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
 }
-_PACKED: WeakKeyDictionary[nn.Module, "Packed"] = WeakKeyDictionary()
+_PACKED: WeakKeyDictionary[nn.Module, "PrepackedLinears"] = WeakKeyDictionary()
 # Elements per weight that are compared to notice a change behind our back.
 SAMPLE = 64
 
@@ -121,7 +121,7 @@ def _remade(module: nn.Linear, faster: tuple[bool, ...] | None) -> PackedLinear:
     return linear
 
 
-class Packed:
+class PrepackedLinears:
     """The linear layers of a model, packed where that is faster here.
 
     Args:
@@ -201,11 +201,11 @@ class Packed:
                 module.__dict__.pop("forward", None)
 
 
-def packed(root: nn.Module) -> Packed:
+def packed(root: nn.Module) -> PrepackedLinears:
     """Return what is packed of a model, once for all that use it."""
     known = _PACKED.get(root)
     if known is None:
-        known = _PACKED[root] = Packed(root)
+        known = _PACKED[root] = PrepackedLinears(root)
     return known
 
 
@@ -242,6 +242,6 @@ def _names() -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in SUPPORTED if packable(dtype)) or "nothing"
 
 
-def packed_forward(packed: Packed | None, part: nn.Module | None = None) -> AbstractContextManager[None]:
+def packed_forward(packed: PrepackedLinears | None, part: nn.Module | None = None) -> AbstractContextManager[None]:
     """Return the context in which what is packed is used; without anything packed it does nothing."""
     return packed.active(part) if packed is not None else nullcontext()
