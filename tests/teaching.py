@@ -1,4 +1,4 @@
-"""Lessons for tests: texts from tensors, the teacher of a tiny target."""
+"""Training batches for tests: texts from tensors, the teacher of a tiny target."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,9 @@ from eagle.data.shards import shard_path
 from eagle.model.head import DraftHead, EagleHead
 from eagle.model.target import TargetModel
 from eagle.train.heads import taps_of
-from eagle.train.lessons import Lesson
 from eagle.train.recipe import Eagle3Recipe, EagleRecipe, Recipe
 from eagle.train.teachers import TargetTeacher
+from eagle.train.train_batches import TrainBatch
 
 
 class Texts:
@@ -55,14 +55,14 @@ def recipe_for(
     return EagleRecipe(head, teacher) if kind == "eagle" else Eagle3Recipe(head, teacher, steps)
 
 
-def lesson_of(recipe: Recipe, rows: list[list[int]], seed: int = 7) -> Lesson:
-    """Return the lesson of rows of samples."""
-    return recipe.teacher[0].lesson(rows, [seed + row for row in range(len(rows))])
+def train_batch_of(recipe: Recipe, rows: list[list[int]], seed: int = 7) -> TrainBatch:
+    """Return the batch of rows of samples."""
+    return recipe.teacher[0].train_batch(rows, [seed + row for row in range(len(rows))])
 
 
-def loss_of(recipe: Recipe, lesson: Lesson) -> torch.Tensor:
-    """Return the loss of a lesson alone: a mean over its own entries."""
-    return recipe(lesson, recipe.weights(lesson).sum(1))[0]
+def loss_of(recipe: Recipe, batch: TrainBatch) -> torch.Tensor:
+    """Return the loss of a batch alone: a mean over its own entries."""
+    return recipe(batch, recipe.weights(batch).sum(1))[0]
 
 
 def data_folder(folder: Path, samples: Texts, target: str, vocabulary: int = VOCABULARY, **fields: Any) -> Path:

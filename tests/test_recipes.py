@@ -14,7 +14,7 @@ import torch
 from architectures import VOCABULARY, base_model
 from pairs import random_head
 from slow_recipes import draft_vocabulary, eagle3_total, mean, slow_eagle3_losses, slow_eagle_losses
-from teaching import lesson_of, loss_of, recipe_for, texts
+from teaching import loss_of, recipe_for, texts, train_batch_of
 from torch import nn
 
 from eagle.model.head import DraftHead
@@ -96,7 +96,7 @@ def assert_same(head: DraftHead, loss: torch.Tensor, exact: DraftHead, exact_los
 
 def fast_loss(head: DraftHead, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None, steps: int = 1) -> Any:
     recipe = recipe_for(head, target(), texts(ids_BT, mask_BT), len(ids_BT), steps)
-    return loss_of(recipe, lesson_of(recipe, [[row] for row in range(len(ids_BT))], seed=7))
+    return loss_of(recipe, train_batch_of(recipe, [[row] for row in range(len(ids_BT))], seed=7))
 
 
 def masks_of(ids_BT: torch.Tensor, mask_BT: torch.Tensor | None) -> list[Any]:

@@ -18,13 +18,13 @@ from pairs import random_head
 from safetensors.torch import load_file
 from teaching import (
     data_folder,
-    lesson_of,
     loss_of,
     losses_of,
     random_texts,
     recipe_for,
     school,
     texts,
+    train_batch_of,
     weights_of,
 )
 
@@ -67,7 +67,7 @@ def assert_same_head(left: str, right: str) -> None:
 def test_an_unrolled_step_equals_what_decoding_computes_on_the_same_history(kind):
     base = base_model("llama")
     target, head = TargetModel(base), random_head(base, kind)
-    taught = lesson_of(recipe_for(head, target, random_texts(13), 1), [[0]])
+    taught = train_batch_of(recipe_for(head, target, random_texts(13), 1), [[0]])
     tokens_BS = taught.entries.tokens_BS
     hidden = head.fuse(taught.features_BSF)
     trained = [out for out, _ in unroll(head, target.embed(tokens_BS), hidden, steps=4)]
@@ -135,8 +135,8 @@ def test_texts_packed_into_rows_teach_what_each_teaches_alone(kind):
     for length, rows in ((None, [[place] for place in range(6)]), (40, [[0, 1, 2], [3, 4, 5]])):
         recipe = recipe_for(head, target, samples, len(rows), 4, length)
         if kind == "eagle":
-            recipe.features = lambda lesson: lesson.features_BSF  # noise is drawn by row
-        loss = loss_of(recipe, lesson_of(recipe, rows))
+            recipe.features = lambda batch: batch.features_BSF  # noise is drawn by row
+        loss = loss_of(recipe, train_batch_of(recipe, rows))
         losses.append(loss.detach())
         gradients.append(torch.autograd.grad(loss, list(head.parameters())))
     torch.testing.assert_close(losses[1], losses[0])
@@ -147,12 +147,12 @@ def test_conditional_acceptance_counts_chains_that_were_right_so_far():
     target, steps = TargetModel(base_model("llama")), 4
     head = random_head(target.model, "eagle3", draft_vocab_size=6)  # few tokens: some guesses are right
     recipe = recipe_for(head, target, random_texts(60, 40), 2, steps)
-    lesson = lesson_of(recipe, [[0], [1]])
-    places = lesson.entries.rows_R.tolist()
+    batch = train_batch_of(recipe, [[0], [1]])
+    places = batch.entries.rows_R.tolist()
     generator = torch.Generator().manual_seed(0)
     right_KR = torch.rand(steps, len(places), generator=generator) < 0.6
     right = [dict(zip(places, row, strict=True)) for row in right_KR.tolist()]
-    width = lesson.entries.tokens_BS.shape[1]
+    width = batch.entries.tokens_BS.shape[1]
     begun, alive = [0] * steps, [0] * steps
     for row, length in ((0, 59), (1, 39)):
         for root in range(length):
@@ -164,7 +164,7 @@ def test_conditional_acceptance_counts_chains_that_were_right_so_far():
                 if not right[k][place]:
                     break
                 alive[k] += 1
-    tallies = recipe._tallies(lesson, right_KR).tolist()
+    tallies = recipe._tallies(batch, right_KR).tolist()
     assert tallies[2:] == [begun, alive] and 0 < alive[-1] < alive[0]
 
 

@@ -1,4 +1,4 @@
-"""The training loop: lessons in, optimiser steps out, the same weights however often it is interrupted.
+"""The training loop: batches in, optimiser steps out, the same weights however often it is interrupted.
 
 Knows neither recipes nor files: it divides a step's rows over processes and micro-batches, and calls.
 """
@@ -32,7 +32,7 @@ class Run:
         recipe: the bare module.
         model: the recipe as accelerate wrapped it.
         optims: as accelerate wrapped them.
-        teacher: where lessons come from.
+        teacher: where batches come from.
         checkpoints: of the run.
         trial: measures the acceptance length and keeps the best head; None without held-out texts.
     """
@@ -90,15 +90,16 @@ def one_step(run: Run, step: int, rate: float) -> tuple[torch.Tensor, torch.Tens
     rows = batches.rows_at(step)
     divided = shares(rows, step, settings, accelerator.process_index, accelerator.num_processes)
     # All of a step is looked at before any of it is learnt: what its loss is divided by must be known.
-    lessons = [run.teacher.lesson(*share) for share in divided]
-    counts_K = accelerator.reduce(torch.stack([run.recipe.weights(lesson).sum(1) for lesson in lessons]).sum(0), "sum")
+    micro_batches = [run.teacher.train_batch(*share) for share in divided]
+    weights = [run.recipe.weights(batch).sum(1) for batch in micro_batches]
+    counts_K = accelerator.reduce(torch.stack(weights).sum(0), "sum")
     set_rate(run.optims, rate)
     losses, tallies = [], []
-    parts = len(lessons)
-    while lessons:
-        lesson = lessons.pop(0)
+    parts = len(micro_batches)
+    while micro_batches:
+        batch = micro_batches.pop(0)
         with accelerator.accumulate(run.model):
-            loss, tallies_4K = run.model(lesson, counts_K)
+            loss, tallies_4K = run.model(batch, counts_K)
             # Wrappers average over processes, accumulation over micro-batches; these are parts of one sum.
             accelerator.backward(loss * (accelerator.num_processes * parts))
             if accelerator.sync_gradients:

@@ -32,7 +32,7 @@ def cross_entropy(
     parameters: Sequence[torch.Tensor],
     wanted: Wanted,
     weight_KR: torch.Tensor,
-    answers_R: torch.Tensor,
+    target_tokens_R: torch.Tensor,
     sharded: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weighted sum of soft cross-entropies, in nats, and where the likeliest token is the answer [K, R].
@@ -47,13 +47,13 @@ def cross_entropy(
         parameters: of `project`, those that are trained.
         wanted: gives the target's probabilities for some of the entries.
         weight_KR: fp32, what every entry counts.
-        answers_R: the target's token, as an id of the draft vocabulary; -1 where it cannot be drafted.
+        target_tokens_R: the target's token, as an id of the draft vocabulary; -1 where it cannot be drafted.
         sharded: weights lie in parts that only a module's own forward and backward gather: logits are then made again
             for the gradient.
     """
     if sharded:
-        return _checkpointed(hidden_KRD, project, wanted, weight_KR, answers_R)
-    arguments = hidden_KRD, weight_KR, project, wanted, answers_R, *parameters
+        return _checkpointed(hidden_KRD, project, wanted, weight_KR, target_tokens_R)
+    arguments = hidden_KRD, weight_KR, project, wanted, target_tokens_R, *parameters
     loss, right_KR = _CrossEntropy.apply(*arguments)  # type: ignore[no-untyped-call]
     return loss, right_KR
 
@@ -63,11 +63,11 @@ def _chunks(entries: int) -> Iterator[slice]:
     return (slice(begin, begin + CHUNK) for begin in range(0, max(1, entries), CHUNK))
 
 
-def _right(logits_KrW: torch.Tensor, answers_r: torch.Tensor) -> torch.Tensor:
+def _right(logits_KrW: torch.Tensor, target_tokens_r: torch.Tensor) -> torch.Tensor:
     """Return where no token is likelier than the answer."""
-    indices_KrI = answers_r.clamp(min=0).expand(len(logits_KrW), -1)[..., None]
+    indices_KrI = target_tokens_r.clamp(min=0).expand(len(logits_KrW), -1)[..., None]
     best = logits_KrW.gather(-1, indices_KrI)[..., 0] >= logits_KrW.amax(-1)
-    return best & (answers_r >= 0)
+    return best & (target_tokens_r >= 0)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -78,7 +78,7 @@ class _CrossEntropy(torch.autograd.Function):
         weight_KR: torch.Tensor,
         project: Project,
         wanted: Wanted,
-        answers_R: torch.Tensor,
+        target_tokens_R: torch.Tensor,
         *parameters: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         loss = hidden_KRD.new_zeros((), dtype=torch.float32)
@@ -93,7 +93,7 @@ class _CrossEntropy(torch.autograd.Function):
                 hidden_KrD = hidden_KRD[:, rows].detach().requires_grad_()
                 logits_KrW = project(hidden_KrD)
             likely_KrW = logits_KrW.detach().log_softmax(-1, dtype=torch.float32)
-            right.append(_right(likely_KrW, answers_R[rows]))
+            right.append(_right(likely_KrW, target_tokens_R[rows]))
             loss -= ((wanted_rW * likely_KrW).sum(-1, keepdim=True) * weight_Kr1).sum()
             towards_KrW = likely_KrW.exp_().sub_(wanted_rW).mul_(weight_Kr1 / ctx.scale).to(logits_KrW.dtype)
             own, *others = torch.autograd.grad(logits_KrW, [hidden_KrD, *parameters], towards_KrW)
@@ -112,7 +112,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _checkpointed(
-    hidden_KRD: torch.Tensor, project: Project, wanted: Wanted, weight_KR: torch.Tensor, answers_R: torch.Tensor
+    hidden_KRD: torch.Tensor, project: Project, wanted: Wanted, weight_KR: torch.Tensor, target_tokens_R: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the same in one piece: all processes that gather weights must do so equally often, whatever R is."""
 
@@ -122,7 +122,7 @@ def _checkpointed(
         logits_KRW = project(hidden_KRD)
         nats_KR = -(wanted_RW * logits_KRW.log_softmax(-1, dtype=torch.float32)).sum(-1)
         # Last, so that making logits again for the gradient stops before it.
-        return (nats_KR * weight_KR).sum(), _right(logits_KRW.detach(), answers_R)
+        return (nats_KR * weight_KR).sum(), _right(logits_KRW.detach(), target_tokens_R)
 
     loss, right_KR = checkpoint(whole, hidden_KRD, use_reentrant=False, preserve_rng_state=False)
     return loss, right_KR

@@ -80,7 +80,7 @@ class Source(ABC):
 
     @abstractmethod
     def teacher(self, taps: Taps, rows: int) -> Teacher:
-        """Return the teacher of a head that reads these features, in lessons of so many rows per step."""
+        """Return the teacher of a head that reads these features, in batches of so many rows per step."""
 
 
 class TextSource(Source):

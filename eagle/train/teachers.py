@@ -1,4 +1,4 @@
-"""Where lessons come from: the frozen target in the loop, or its features on disk.
+"""Where batches come from: the frozen target in the loop, or its features on disk.
 
 Shapes: B rows, T tokens of a row, R entries that count, D hidden width, V vocabulary.
 """
@@ -16,7 +16,7 @@ from eagle.data.features import Features
 from eagle.model.support.output_transform import transformed
 from eagle.model.target import Taps, TargetModel
 from eagle.model.target_features import check_output, observe
-from eagle.train.lessons import Lesson, Top, ahead, entries
+from eagle.train.train_batches import Top, TrainBatch, ahead, entries
 
 CHUNK = 1024  # rows of logits held at once
 
@@ -27,7 +27,7 @@ class Teacher(ABC):
     Attributes:
         config: the target's text configuration.
         batches: the texts, in order.
-        device: where lessons are wanted.
+        device: where batches are wanted.
     """
 
     config: PreTrainedConfig
@@ -43,21 +43,21 @@ class Teacher(ABC):
         """Return the logits [..., V] that the target makes of last hidden states; gradients flow to those."""
 
     @abstractmethod
-    def lesson(self, rows: Sequence[Sequence[int]], seeds_B: list[int]) -> Lesson:
+    def train_batch(self, rows: Sequence[Sequence[int]], seeds_B: list[int]) -> TrainBatch:
         """Return what rows of samples teach."""
 
-    def logits(self, lesson: Lesson, rows: slice) -> torch.Tensor:
+    def logits(self, batch: TrainBatch, rows: slice) -> torch.Tensor:
         """Return the target's logits [r, V] at some of the counted entries; what was not stored is -infinity."""
-        if lesson.top is None:
-            assert lesson.aims_RD is not None
-            return self.output_logits(lesson.aims_RD[rows])
-        ids_rK, logits_rK = lesson.top.ids_RK[rows], lesson.top.logits_RK[rows]
+        if batch.top is None:
+            assert batch.target_hidden_RD is not None
+            return self.output_logits(batch.target_hidden_RD[rows])
+        ids_rK, logits_rK = batch.top.ids_RK[rows], batch.top.logits_RK[rows]
         blank_rV = logits_rK.new_full((len(ids_rK), self.config.vocab_size), -torch.inf)
         return blank_rV.scatter(1, ids_rK.long(), logits_rK)
 
     @torch.no_grad()
-    def _answers(self, aims_RD: torch.Tensor) -> torch.Tensor:
-        parts = [self.output_logits(part).argmax(-1) for part in aims_RD.split(CHUNK)]
+    def _target_tokens(self, target_hidden_RD: torch.Tensor) -> torch.Tensor:
+        parts = [self.output_logits(part).argmax(-1) for part in target_hidden_RD.split(CHUNK)]
         return torch.cat(parts)
 
 
@@ -87,15 +87,15 @@ class TargetTeacher(Teacher):
         with torch.autocast(device.type, enabled=False):
             return self.target.output_logits(hidden.to(device, self.target.model.dtype)).to(self.device)
 
-    def lesson(self, rows: Sequence[Sequence[int]], seeds_B: list[int]) -> Lesson:
+    def train_batch(self, rows: Sequence[Sequence[int]], seeds_B: list[int]) -> TrainBatch:
         """Run the target over rows of samples."""
         batch = self.batches.laid(rows)
         paired = entries(batch, seeds_B, self.device)
         ids_BT = batch.ids_BS.to(self.target.device)
         seen = observe(self.target, ids_BT, self.taps, batch.positions_BS, batch.segments_BS)
-        aims_RD = ahead(seen.hidden_BSD.to(self.device), paired.rows_R)
+        target_hidden_RD = ahead(seen.hidden_BSD.to(self.device), paired.rows_R)
         features_BSF = seen.features_BSF[:, :-1].to(self.device)
-        return Lesson(paired, features_BSF, aims_RD, None, self._answers(aims_RD))
+        return TrainBatch(paired, features_BSF, target_hidden_RD, None, self._target_tokens(target_hidden_RD))
 
 
 class FeatureTeacher(Teacher):
@@ -128,7 +128,7 @@ class FeatureTeacher(Teacher):
             logits = F.linear(hidden.to(self.output_VD.dtype), self.output_VD, self.bias_V)
         return transformed(logits, self.transform)
 
-    def lesson(self, rows: Sequence[Sequence[int]], seeds_B: list[int]) -> Lesson:
+    def train_batch(self, rows: Sequence[Sequence[int]], seeds_B: list[int]) -> TrainBatch:
         """Read the features of rows of samples."""
         batch = self.batches.laid(rows)
         paired = entries(batch, seeds_B, self.device)
@@ -146,9 +146,9 @@ class FeatureTeacher(Teacher):
         features_BTF, ids_BTK, logits_BTK = laid("features_TF"), laid("top_ids_TK"), laid("top_logits_TK")
         assert features_BTF is not None
         hidden_BTD = features_BTF if self.features.summary["kind"] == "eagle" else laid("hidden_TD")
-        aims_RD = None if hidden_BTD is None else ahead(hidden_BTD, paired.rows_R)
+        target_hidden_RD = None if hidden_BTD is None else ahead(hidden_BTD, paired.rows_R)
         if ids_BTK is not None and logits_BTK is not None:
             top = Top(ahead(ids_BTK, paired.rows_R), ahead(logits_BTK, paired.rows_R).float())
-            return Lesson(paired, features_BTF[:, :-1], aims_RD, top, top.ids_RK[:, 0].long())
-        assert aims_RD is not None
-        return Lesson(paired, features_BTF[:, :-1], aims_RD, None, self._answers(aims_RD))
+            return TrainBatch(paired, features_BTF[:, :-1], target_hidden_RD, top, top.ids_RK[:, 0].long())
+        assert target_hidden_RD is not None
+        return TrainBatch(paired, features_BTF[:, :-1], target_hidden_RD, None, self._target_tokens(target_hidden_RD))

@@ -48,16 +48,16 @@ def parts(kind: str, steps: int, args: argparse.Namespace) -> dict[str, Callable
     run = Run(settings, accelerator, recipe, model, optims, teacher, checkpoints, None)
     batch = teacher.batches.at(0)
     ids_BT = batch.ids_BS.to(accelerator.device)
-    lesson = teacher.lesson(teacher.batches.rows_at(0), [0] * args.bs)
+    batch = teacher.train_batch(teacher.batches.rows_at(0), [0] * args.bs)
 
     def target() -> None:
         observe(learnt_from.target, ids_BT, taps, batch.positions_BS, batch.segments_BS)
 
     def bare() -> None:
-        embeds_BSD = teacher.embed(lesson.entries.tokens_BS).to(head.dtype)
+        embeds_BSD = teacher.embed(batch.entries.tokens_BS).to(head.dtype)
         with accelerator.autocast():
-            hidden_BSD = head.fuse(lesson.features_BSF.to(head.dtype))
-            places = lesson.entries.positions_BS, lesson.entries.segments_BS
+            hidden_BSD = head.fuse(batch.features_BSF.to(head.dtype))
+            places = batch.entries.positions_BS, batch.entries.segments_BS
             outs = [out for out, _ in unroll(head, embeds_BSD, hidden_BSD, steps, *places)]
             logits = [head.logits(out) if kind == "eagle3" else teacher.output_logits(out) for out in outs]
         torch.autograd.backward([x.float().mean() for x in logits])

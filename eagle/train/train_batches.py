@@ -42,23 +42,23 @@ class Top:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainBatch:
     """A batch with what the target has to say about it.
 
     Attributes:
         entries: who is paired with whom.
         features_BSF: the true features.
-        aims_RD: the target's last hidden states one position ahead of the feature: EAGLE-1/2's next feature, and what
-            the target's logits are made of. None where `top` holds those instead.
+        target_hidden_RD: the target's last hidden states one position ahead of the feature: EAGLE-1/2's next feature,
+            and what the target's logits are made of. None where `top` holds those instead.
         top: stored logits, or None.
-        answers_R: the target's likeliest token after each entry's own.
+        target_tokens_R: the target's likeliest token after each entry's own.
     """
 
     entries: Entries
     features_BSF: torch.Tensor
-    aims_RD: torch.Tensor | None
+    target_hidden_RD: torch.Tensor | None
     top: Top | None
-    answers_R: torch.Tensor
+    target_tokens_R: torch.Tensor
 
 
 def entries(batch: Batch, seeds_B: list[int], device: torch.device) -> Entries:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from architectures import base_model
 from pairs import random_head
-from teaching import data_folder, lesson_of, losses_of, random_texts, recipe_for, school, texts, weights_of
+from teaching import data_folder, losses_of, random_texts, recipe_for, school, texts, train_batch_of, weights_of
 from torch import nn
 
 from eagle.ge_data import allocation
@@ -201,9 +201,9 @@ def test_stored_logits_are_those_of_their_own_entries_and_all_others_are_nothing
     opened = [
         source(replace(settings, tmpdir=folder), CPU).teacher((2, 3, 4), 2) for folder in (settings.tmpdir, features)
     ]
-    lessons = [teacher.lesson([[3], [7]], [0, 1]) for teacher in opened]
+    batches = [teacher.train_batch([[3], [7]], [0, 1]) for teacher in opened]
     rows = slice(5, 30)
-    whole, stored = (teacher.logits(lesson, rows) for teacher, lesson in zip(opened, lessons, strict=True))
+    whole, stored = (teacher.logits(batch, rows) for teacher, batch in zip(opened, batches, strict=True))
     kept = whole >= whole.topk(5).values[:, -1:]
     torch.testing.assert_close(stored, whole.where(kept, torch.tensor(-torch.inf)), rtol=1e-3, atol=1e-4)
 
@@ -211,9 +211,9 @@ def test_stored_logits_are_those_of_their_own_entries_and_all_others_are_nothing
 def test_answers_are_found_in_chunks_of_any_size(monkeypatch):
     target = TargetModel(base_model("llama"))
     recipe = recipe_for(random_head(target.model, "eagle"), target, random_texts(20, 13), 2)
-    whole = lesson_of(recipe, [[0], [1]]).answers_R
+    whole = train_batch_of(recipe, [[0], [1]]).target_tokens_R
     monkeypatch.setattr("eagle.train.teachers.CHUNK", 4)
-    assert torch.equal(lesson_of(recipe, [[0], [1]]).answers_R, whole) and len(whole) == 18 + 11
+    assert torch.equal(train_batch_of(recipe, [[0], [1]]).target_tokens_R, whole) and len(whole) == 18 + 11
 
 
 def test_checkpoints_whose_name_is_not_final_are_not_gone_on_from(tmp_path):
