@@ -144,8 +144,8 @@ import os, signal, sys
 sys.path.insert(0, "tests")
 from pathlib import Path
 from test_regenerate import made
-from eagle.data.regenerate import Author
-answer, calls = Author._answer, []
+from eagle.data.regenerate import AnswerGenerator
+answer, calls = AnswerGenerator._answer, []
 
 def answer_some(self, *arguments):
     calls.append(1)
@@ -153,7 +153,7 @@ def answer_some(self, *arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return answer(self, *arguments)
 
-Author._answer = answer_some
+AnswerGenerator._answer = answer_some
 made([sys.argv[1]], sys.argv[2], Path(sys.argv[3]), temperature=float(sys.argv[4]), batch_size=3)
 """
 
@@ -193,7 +193,7 @@ def heard(*turns: tuple[list[int], list[int], str, bool]) -> Dialogue:
     for prompt, answer, text, ended in turns:
         assert dialogue.reason is None
         dialogue.prompt = prompt
-        dialogue.hear(answer, text, ended)
+        dialogue.add_answer(answer, text, ended)
     return dialogue
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from eagle.chat import RowError, Template
 from eagle.data.folder import Writer
-from eagle.data.regenerate import Author, Dialogue
+from eagle.data.regenerate import AnswerGenerator, Dialogue
 from eagle.data.samples import Sample, conversation_samples, document_sample, pieces, truncated
 from eagle.data.sources import Conversation, Document, Raw
 
@@ -29,7 +29,7 @@ class Maker:
 
     tokenizer: Any
     template: Template | None
-    author: Author | None
+    author: AnswerGenerator | None
     max_length: int | None
     strict: bool
 

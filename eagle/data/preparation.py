@@ -20,7 +20,7 @@ from tqdm import tqdm
 from eagle.chat import Template, choose_template
 from eagle.data.folder import SUMMARY, Counts, Prepared, Writer, check_settings, read_summary, vocabulary_hash
 from eagle.data.maker import Maker
-from eagle.data.regenerate import DTYPES, Author, Regeneration
+from eagle.data.regenerate import DTYPES, AnswerGenerator, Regeneration
 from eagle.data.sources import Raw, files_of, read
 from eagle.model.support.loading import load_tokenizer
 
@@ -59,7 +59,7 @@ def prepare(
 
     Raises:
         FileNotFoundError, ImportError: see `eagle.data.sources.read`, `eagle.chat.choose_template` and
-            `eagle.data.regenerate.Author`.
+            `eagle.data.regenerate.AnswerGenerator`.
         ValueError: sources without a usable row, a bad row with `strict`, conversations without a template, a folder
             made with other settings, a length below its least value, or a target that cannot answer.
     """
@@ -73,7 +73,7 @@ def prepare(
     writer = Writer(folder, settings)
     if strict and writer.counts.skipped:
         raise ValueError(writer.counts.skips)
-    author = Author(target, regeneration, tokenizer, chosen, max_length) if regeneration and chosen else None
+    author = AnswerGenerator(target, regeneration, tokenizer, chosen, max_length) if regeneration and chosen else None
     maker = Maker(tokenizer, chosen, author, max_length, strict)
     together, least = (regeneration.shard_rows, 0) if regeneration else (1, shard_tokens)
     rows = islice(chain.from_iterable(read(source, by_paragraph=by_paragraph) for source in sources), limit)

@@ -115,7 +115,7 @@ class Dialogue:
         except RowError as refusal:
             self.reason = str(refusal)
 
-    def hear(self, answer: list[int], text: str, ended: bool) -> None:
+    def add_answer(self, answer: list[int], text: str, ended: bool) -> None:
         """Take an answer: its ids, the token that ended it included, and its text without that.
 
         One that says nothing is dropped, and is the last; so is one that did not come to an end, but kept.
@@ -137,7 +137,7 @@ class Dialogue:
         self.samples.append(Sample(ids, mask))
 
 
-class Author:
+class AnswerGenerator:
     """The target as the author of answers.
 
     Args:
@@ -232,7 +232,7 @@ class Author:
             said = ids[:end]
             # Without the spaces around it, as FastChat hands an answer on: templates write their own.
             text = self.tokenizer.decode(said, skip_special_tokens=True).strip()
-            dialogue.hear(said if end is None else ids[: end + 1], text, end is not None)
+            dialogue.add_answer(said if end is None else ids[: end + 1], text, end is not None)
         return sum(map(len, answers))
 
 
