@@ -16,9 +16,9 @@ from eagle.data.folder import load
 from eagle.data.samples import Sample
 from eagle.model.dialects.checkpoint import save_head
 from eagle.train import loop
+from eagle.train.acceptance import MeasuredAcceptance, decode, prompts
 from eagle.train.main import run_of
 from eagle.train.settings import Settings
-from eagle.train.trial import Trial, decode, prompts
 
 SMALL = {"bs": 4, "lr": 0.01, "warmup_steps": 2, "ttt_length": 3}
 
@@ -42,9 +42,9 @@ def test_a_prompt_is_what_is_before_the_first_answer_or_the_start_of_a_plain_tex
 
 
 def test_a_trial_counts_each_depth_among_those_that_reached_it():
-    trial = Trial.of([0, 1, 3, 3, 1])
-    assert trial.tau == 1 + 8 / 5
-    assert trial.conditional == pytest.approx([4 / 5, 2 / 4, 2 / 2])
+    measured = MeasuredAcceptance.of([0, 1, 3, 3, 1])
+    assert measured.tau == 1 + 8 / 5
+    assert measured.conditional == pytest.approx([4 / 5, 2 / 4, 2 / 2])
 
 
 def test_prompts_are_continued_as_far_as_the_target_s_positions_go(tmp_path, monkeypatch):
@@ -56,7 +56,7 @@ def test_prompts_are_continued_as_far_as_the_target_s_positions_go(tmp_path, mon
         asked.append((ids.shape[1], max_new_tokens, max_length))
         self.stats = SimpleNamespace(accepted_per_step=[len(asked)])
 
-    monkeypatch.setattr("eagle.train.trial.EaModel.eagenerate", generate)
+    monkeypatch.setattr("eagle.train.acceptance.EaModel.eagenerate", generate)
     accepted = decode(base, "none", tmp_path / "head", texts, Settings(eval_tokens=20))
     assert asked == [(10, 20, 30), (250, 6, 256)] and accepted == [1, 2]
 
@@ -64,7 +64,7 @@ def test_prompts_are_continued_as_far_as_the_target_s_positions_go(tmp_path, mon
 def scripted(monkeypatch, *taus: int) -> list[int]:
     """Let the acceptance lengths of a run be these."""
     left = list(taus)
-    monkeypatch.setattr("eagle.train.keeping.decode", lambda *_: [left.pop(0) - 1] * 10)
+    monkeypatch.setattr("eagle.train.export.decode", lambda *_: [left.pop(0) - 1] * 10)
     return left
 
 
@@ -108,7 +108,7 @@ def test_a_head_is_measured_by_the_tree_that_was_asked_for(tmp_path, monkeypatch
         def __init__(self, *arguments, total_token):
             trees.append(total_token)
 
-    monkeypatch.setattr("eagle.train.trial.EaModel", Model)
+    monkeypatch.setattr("eagle.train.acceptance.EaModel", Model)
     assert decode(None, "none", tmp_path, [], Settings(eval_total_token=17)) == [] and trees == [17]
 
 

@@ -320,7 +320,7 @@ def test_the_best_head_by_acceptance_length_is_the_one_that_is_kept(tmp_path, mo
         kept[tau] = weights_of(head)
         return [int(tau) - 1] * 10
 
-    monkeypatch.setattr("eagle.train.keeping.decode", decode)
+    monkeypatch.setattr("eagle.train.export.decode", decode)
     first = settings(tmp_path, max_steps=9, eval_every=3)
     run_of(replace(first, testpath=first.tmpdir))
     best = weights_of(first.cpdir)

@@ -34,7 +34,7 @@ class Run:
         optims: as accelerate wrapped them.
         teacher: where batches come from.
         checkpoints: of the run.
-        trial: measures the acceptance length and keeps the best head; None without held-out texts.
+        evaluate: measures the acceptance length and keeps the best head; None without held-out texts.
     """
 
     settings: Settings
@@ -44,7 +44,7 @@ class Run:
     optims: list[Any]
     teacher: Teacher
     checkpoints: Checkpoints
-    trial: Callable[[Point, Progress], Point] | None
+    evaluate: Callable[[Point, Progress], Point] | None
 
     @property
     def steps(self) -> int:
@@ -72,8 +72,8 @@ def train(run: Run, progress: Callable[[int, int], Progress]) -> Point:
         point, last = replace(point, step=step + 1), step + 1 == run.steps
         if point.step % settings.save_every == 0 or last:
             _check_finite(run.accelerator.reduce(loss, "sum").item(), point)
-        if run.trial is not None and (point.step % settings.eval_every == 0 or last):
-            point = run.trial(point, shown)
+        if run.evaluate is not None and (point.step % settings.eval_every == 0 or last):
+            point = run.evaluate(point, shown)
         if point.step % settings.save_every == 0 or last:
             run.checkpoints.save(point)
     return point

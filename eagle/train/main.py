@@ -14,18 +14,17 @@ from typing import Any
 import torch
 
 from eagle.data.folder import load
-from eagle.train.card import write_card
+from eagle.train.acceptance import AcceptanceEvaluator, HeadExporter, prompts
 from eagle.train.checkpoints import Checkpoints
+from eagle.train.distributed import accelerator, shards_weights
+from eagle.train.export import write_card
 from eagle.train.heads import first_head, taps_of
-from eagle.train.keeping import Examiner, Keeper
 from eagle.train.loop import Run, train
 from eagle.train.optimizers import optimizers
-from eagle.train.processes import accelerator, shards_weights
 from eagle.train.progress import Progress
 from eagle.train.recipe import Eagle3Recipe, EagleRecipe, Recipe
 from eagle.train.settings import Settings, parse
 from eagle.train.sources import Source, source
-from eagle.train.trial import prompts
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ def run_of(settings: Settings) -> None:
     size = sum(weight.numel() for weight in head.parameters())
     recipe.sharded = shards_weights(processes)
     model, *optims = processes.prepare(recipe, *optimizers(head, settings))
-    keeper = Keeper(folder, processes, model, head, learnt_from.dtype)
+    exporter = HeadExporter(folder, processes, model, head, learnt_from.dtype)
     run = Run(
         settings=settings,
         accelerator=processes,
@@ -76,11 +75,13 @@ def run_of(settings: Settings) -> None:
         optims=optims,
         teacher=teacher,
         checkpoints=Checkpoints(folder, processes, identity, settings.keep_checkpoints),
-        trial=Examiner(keeper, learnt_from.target.model, learnt_from.basepath, texts, settings) if texts else None,
+        evaluate=AcceptanceEvaluator(exporter, learnt_from.target.model, learnt_from.basepath, texts, settings)
+        if texts
+        else None,
     )
     processes.init_trackers("eagle", {name: str(value) for name, value in identity.items()})
     point = train(run, lambda first, steps: Progress(processes, folder, first, steps, settings.log_every))
-    place = keeper.finish(point)
+    place = exporter.finish(point)
     if processes.is_main_process:
         tokens = int(teacher.batches.samples.lengths_N.sum() * point.step / teacher.batches.per_epoch)
         write_card(place, head, size, learnt_from.basepath, settings, point, tokens, learnt_from.template)

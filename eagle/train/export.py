@@ -1,13 +1,66 @@
-"""The model card beside a trained head: what it is, how to use it, how it came about."""
+"""Heads that leave a run: gathered whole, written as users load them, with a model card that says how they were made."""
 
+import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import Accelerator
+
 import eagle
+from eagle.model.dialects.checkpoint import save_head
 from eagle.model.head import DraftHead
 from eagle.train.checkpoints import Point
 from eagle.train.settings import Settings
+
+BEST = "best"
+
+
+class HeadExporter:
+    """Writes the head of a run.
+
+    Args:
+        folder: of the run.
+        accelerator: gathers what is sharded.
+        model: the wrapped recipe.
+        head: the bare head.
+        dtype: of what is written.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, model: Any, head: DraftHead, dtype: torch.dtype) -> None:
+        self.folder, self.accelerator, self.model, self.head, self.dtype = folder, accelerator, model, head, dtype
+
+    def write(self, place: Path) -> None:
+        """Write the head as it is now; every process takes part."""
+        state = self.accelerator.get_state_dict(self.model)
+        own = {name.removeprefix("head."): value for name, value in (state or {}).items()}
+        if self.accelerator.is_main_process:
+            with torch.device("meta"):
+                copy = type(self.head)(self.head.config, "embed_tokens.weight" in own)
+            cast = {name: _cast(value, self.dtype) for name, value in own.items()}
+            copy.load_state_dict(cast, assign=True)
+            unfinished = place.with_suffix(".tmp")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            save_head(copy, unfinished)
+            shutil.rmtree(place, ignore_errors=True)
+            unfinished.rename(place)
+        self.accelerator.wait_for_everyone()
+
+    def finish(self, point: Point) -> Path:
+        """Put the best head, or the last where none was measured, into the run's folder."""
+        if point.best_tau is None:
+            self.write(self.folder / BEST)
+        if self.accelerator.is_main_process:
+            for file in (self.folder / BEST).iterdir():
+                shutil.copy2(file, self.folder / file.name)
+        self.accelerator.wait_for_everyone()
+        return self.folder
+
+
+def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
+
 
 CARD = """---
 library_name: eagle-decoding{base_model}
