@@ -64,7 +64,7 @@ def test_prompts_are_continued_as_far_as_the_target_s_positions_go(tmp_path, mon
 def scripted(monkeypatch, *taus: int) -> list[int]:
     """Let the acceptance lengths of a run be these."""
     left = list(taus)
-    monkeypatch.setattr("eagle.train.export.decode", lambda *_: [left.pop(0) - 1] * 10)
+    monkeypatch.setattr("eagle.train.acceptance.decode", lambda *_: [left.pop(0) - 1] * 10)
     return left
 
 

@@ -25,7 +25,8 @@ ORDER = """
     eagle.model: ea_model
     eagle.data: sources samples shards folder features batches regenerate maker preparation __main__
     eagle.ge_data: disk plan doors shards allocation
-    eagle.train: settings configure train_batches optimizers heads teachers sources chain unroll losses recipe
+    eagle.train: settings configure train_batches optimizers heads teachers sources
+    eagle.train: ttt_attention training_time_test losses recipe
     eagle.train: distributed progress checkpoints export acceptance loop main main_deepspeed
     eagle.traineagle3: main
     eagle.evaluation: synthetic prompts pairs methods probe measure report curve_points plots

@@ -40,7 +40,7 @@ from eagle.train.heads import frequent_tokens, new_head
 from eagle.train.losses import cross_entropy, smooth_l1
 from eagle.train.main import main, run_of
 from eagle.train.settings import Settings
-from eagle.train.unroll import unroll
+from eagle.train.training_time_test import training_time_test
 from eagle.traineagle3.main import main as by_the_reference
 
 PAIR = Path(__file__).parents[1] / "examples" / "tiny_pair"
@@ -70,7 +70,7 @@ def test_an_unrolled_step_equals_what_decoding_computes_on_the_same_history(kind
     taught = train_batch_of(recipe_for(head, target, random_texts(13), 1), [[0]])
     tokens_BS = taught.entries.tokens_BS
     hidden = head.fuse(taught.features_BSF)
-    trained = [out for out, _ in unroll(head, target.embed(tokens_BS), hidden, steps=4)]
+    trained = [out for out, _ in training_time_test(head, target.embed(tokens_BS), hidden, steps=4)]
     drafter = Drafter(head, TreeConfig(), target.embed, target.output_logits)
     for root in (3, 8):  # the entry of the root; drafted nodes follow the true tokens
         state = drafter.start(1, 20, [0])
@@ -320,7 +320,7 @@ def test_the_best_head_by_acceptance_length_is_the_one_that_is_kept(tmp_path, mo
         kept[tau] = weights_of(head)
         return [int(tau) - 1] * 10
 
-    monkeypatch.setattr("eagle.train.export.decode", decode)
+    monkeypatch.setattr("eagle.train.acceptance.decode", decode)
     first = settings(tmp_path, max_steps=9, eval_every=3)
     run_of(replace(first, testpath=first.tmpdir))
     best = weights_of(first.cpdir)

@@ -1,4 +1,4 @@
-"""Heads that leave a run: gathered whole, written as users load them, with a model card that says how they were made."""
+"""Heads that leave a run: gathered whole, written as users load them, with a model card of how they were made."""
 
 import shutil
 from dataclasses import asdict, fields

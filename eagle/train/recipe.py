@@ -16,7 +16,7 @@ from eagle.model.head import DraftHead, Eagle3Head
 from eagle.train.losses import FEATURE_WEIGHT, STEP_DECAY, TOKEN_WEIGHT, cross_entropy, smooth_l1
 from eagle.train.teachers import Teacher
 from eagle.train.train_batches import TrainBatch
-from eagle.train.unroll import unroll
+from eagle.train.training_time_test import training_time_test
 
 FEATURE_NOISE = 0.1
 
@@ -72,7 +72,7 @@ class Recipe(nn.Module):
         (teacher,), paired = self.teacher, batch.entries
         own = getattr(self.head, "embed_tokens", None)
         embeds_BSD = own(paired.tokens_BS) if own is not None else teacher.embed(paired.tokens_BS)
-        states = unroll(
+        states = training_time_test(
             self.head,
             embeds_BSD.to(self.head.dtype),
             self.head.fuse(self.features(batch).to(self.head.dtype)),

@@ -25,7 +25,7 @@ from eagle.train.optimizers import optimizers
 from eagle.train.recipe import Eagle3Recipe, EagleRecipe
 from eagle.train.settings import Settings
 from eagle.train.sources import source
-from eagle.train.unroll import unroll
+from eagle.train.training_time_test import training_time_test
 
 CASES = {"EAGLE-1/2": ("eagle", 1), "EAGLE-3, 4 steps": ("eagle3", 4), "EAGLE-3, 7 steps": ("eagle3", 7)}
 
@@ -58,7 +58,7 @@ def parts(kind: str, steps: int, args: argparse.Namespace) -> dict[str, Callable
         with accelerator.autocast():
             hidden_BSD = head.fuse(batch.features_BSF.to(head.dtype))
             places = batch.entries.positions_BS, batch.entries.segments_BS
-            outs = [out for out, _ in unroll(head, embeds_BSD, hidden_BSD, steps, *places)]
+            outs = [out for out, _ in training_time_test(head, embeds_BSD, hidden_BSD, steps, *places)]
             logits = [head.logits(out) if kind == "eagle3" else teacher.output_logits(out) for out in outs]
         torch.autograd.backward([x.float().mean() for x in logits])
 

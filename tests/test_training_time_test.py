@@ -13,8 +13,8 @@ from architectures import base_model
 from pairs import random_head
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eagle.train.chain import behind_sink, causal, chained
-from eagle.train.unroll import unroll
+from eagle.train.training_time_test import training_time_test
+from eagle.train.ttt_attention import behind_sink, causal, chained
 
 WIDTH, STEPS = 32, 5
 PACKED = [
@@ -112,7 +112,7 @@ def test_every_step_and_its_gradients_equal_the_dense_reference(name, segments, 
     embeds, hidden = (x.double().requires_grad_() for x in inputs(rows))
     wanted = dense(head, embeds, hidden, STEPS, segments_BS, positions_BS)
     outs, gradients = taught(head, [embeds, hidden], wanted)
-    states = list(unroll(head, embeds, hidden, STEPS, positions_BS, segments_BS, checkpoint))
+    states = list(training_time_test(head, embeds, hidden, STEPS, positions_BS, segments_BS, checkpoint))
     assert [real_BS.tolist() for _, real_BS in states] == [real_BS.tolist() for _, real_BS in wanted]
     assert all(out_BSD.shape == hidden.shape for out_BSD, _ in states)
     found_outs, found = taught(head, [embeds, hidden], states)
@@ -124,7 +124,7 @@ def test_entries_that_are_not_real_are_finite_and_teach_nothing():
     head = copy.deepcopy(head_of()).double()
     segments_BS, positions_BS = layout("packed")
     embeds, hidden = (x.double().requires_grad_() for x in inputs())
-    states = list(unroll(head, embeds, hidden, STEPS, positions_BS, segments_BS))
+    states = list(training_time_test(head, embeds, hidden, STEPS, positions_BS, segments_BS))
     assert all(out_BSD.isfinite().all() for out_BSD, _ in states)
     sum(out_BSD[real_BS].sum() for out_BSD, real_BS in states).backward()
     assert embeds.grad.isfinite().all() and hidden.grad.isfinite().all()
@@ -136,7 +136,7 @@ def test_rows_shorter_than_the_steps_run_the_head_as_often(checkpoint):
     head, calls = copy.deepcopy(head_of()), []
     head.register_forward_pre_hook(lambda *_: calls.append(1))
     embeds, hidden = inputs(1, entries=2)
-    states = list(unroll(head, embeds, hidden, STEPS, checkpoint=checkpoint))
+    states = list(training_time_test(head, embeds, hidden, STEPS, checkpoint=checkpoint))
     assert [real_BS.tolist() for _, real_BS in states] == [[[True] * 2], [[False, True]], *[[[False] * 2]] * 3]
     assert len(calls) == STEPS and all(out_BSD.shape == hidden.shape for out_BSD, _ in states)
     sum(out_BSD.sum() for out_BSD, _ in states).backward()
@@ -159,7 +159,7 @@ class Largest(TorchDispatchMode):
 def largest_of(segments_BS, entries=512):
     embeds, hidden = inputs(1, entries)
     with Largest() as largest:
-        states = unroll(head_of(), embeds, hidden, STEPS, segments_BS=segments_BS)
+        states = training_time_test(head_of(), embeds, hidden, STEPS, segments_BS=segments_BS)
         sum(out_BSD.square().sum() for out_BSD, _ in states).backward()
     return largest.elements
 
@@ -178,7 +178,7 @@ def test_keys_are_never_repeated_for_the_queries_that_share_them(segments, monke
     segments_BS, positions_BS = layout(segments)
     monkeypatch.setattr(torch.Tensor, "repeat_interleave", lambda *_: pytest.fail("keys are repeated"))
     embeds, hidden = inputs(4 if segments_BS is None else len(segments_BS))
-    assert len(list(unroll(head_of(), embeds, hidden, STEPS, positions_BS, segments_BS))) == STEPS
+    assert len(list(training_time_test(head_of(), embeds, hidden, STEPS, positions_BS, segments_BS))) == STEPS
 
 
 def test_a_checkpoint_keeps_nothing_of_a_step_but_what_later_ones_read():
@@ -186,7 +186,7 @@ def test_a_checkpoint_keeps_nothing_of_a_step_but_what_later_ones_read():
         embeds, hidden = inputs()
         elements = []
         with torch.autograd.graph.saved_tensors_hooks(lambda x: elements.append(x.numel()) or x, lambda x: x):
-            list(unroll(head_of(), embeds, hidden, STEPS, checkpoint=checkpoint))
+            list(training_time_test(head_of(), embeds, hidden, STEPS, checkpoint=checkpoint))
         return sum(elements)
 
     assert kept(True) < kept(False) / 10
@@ -197,7 +197,7 @@ def test_bf16_is_as_exact_as_the_dense_reference_in_bf16():
     exact = dense(copy.deepcopy(head_of()).double(), embeds.double(), hidden.double(), STEPS)
     with torch.autocast("cpu", torch.bfloat16):
         coarse = dense(head_of(), embeds, hidden, STEPS)
-        found = list(unroll(head_of(), embeds, hidden, STEPS))
+        found = list(training_time_test(head_of(), embeds, hidden, STEPS))
     for step in range(STEPS):
         out, dense_out, exact_out = (states[step][0][:, step:] for states in (found, coarse, exact))
         assert (out - exact_out).norm() <= 1.2 * (dense_out - exact_out).norm() < 0.2 * exact_out.norm()

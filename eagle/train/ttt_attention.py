@@ -1,4 +1,4 @@
-"""Attention of an unrolled step, in memory linear in the entries.
+"""Attention of a training-time-test step, in memory linear in the entries.
 
 Number j of step k's entries (entry j + k of the row) attends as a node at depth k does: to the true entries 0 to j,
 then to its chain, which is number j of every step after step 0. The chain's few scores are elementwise products. The

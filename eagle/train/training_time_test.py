@@ -1,10 +1,10 @@
-"""A head's steps in training, with the attention that each step has in decoding.
+"""Training-time test: a head's steps in training, with the attention that each step has in decoding.
 
 Step 0 reads true features. In step k, entry t reads the head's own output of step k - 1 at entry t - 1, as a node at
 depth k does, and attends to what that node would: true entries up to t - k, then one entry of every earlier step (its
 ancestors), then itself. Step k has nothing to do before entry k, so its tensors start there.
 
-Shapes: B rows, S entries, D width; H, K, E as in `chain`.
+Shapes: B rows, S entries, D width; H, K, E as in `ttt_attention`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch.utils import checkpoint as recomputing
 
 from eagle.model.head import DraftHead
-from eagle.train.chain import KeyValue, behind_sink, causal, chained, places
+from eagle.train.ttt_attention import KeyValue, behind_sink, causal, chained, places
 
 Layers = dict[int, KeyValue]  # by number of the layer
 Masks = tuple[torch.Tensor | None, torch.Tensor | None]  # of step 0, of those after it
 
 
-def unroll(
+def training_time_test(
     head: DraftHead,
     embeds_BSD: torch.Tensor,
     hidden_BSD: torch.Tensor,
