@@ -1,4 +1,4 @@
-"""What a call holds in memory: every term of the sum, and the highest use that was measured beside it.
+"""Memory of a call: the sum of what it should hold, term by term, beside the measured peak.
 
     python -m eagle.evaluation.memory --base-model-path TARGET --ea-model-path HEAD
     python -m eagle.evaluation.memory --synthetic 850m --dtype bfloat16

@@ -1,4 +1,4 @@
-"""The ways to generate that are held against each other, all on one base model.
+"""The methods that are compared, all on one base model: `generate`, plain decoding, prompt lookup, EAGLE.
 
 `generate` comes first: the others' ids are held to its. Prompt lookup is transformers' own, drafting by searching the
 text so far; it runs one row at a time.

@@ -1,4 +1,4 @@
-"""What one run did beside taking time: forwards, time inside the two models, peak memory.
+"""Counters of one run that is not timed: forwards, time inside the two models, peak memory.
 
 Hooks stand on the models only within `Probe.attached`; timed rounds run without them.
 """

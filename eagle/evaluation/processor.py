@@ -1,4 +1,4 @@
-"""What this processor is good at: linear products as torch does them and packed, by dtype, shape and number of rows.
+"""`eagle processor`: linear products on this CPU, stock and packed, by dtype, shape and number of rows.
 
     eagle processor
     eagle processor --base-model-path BASE      # the shapes of a model's own layers

@@ -1,4 +1,4 @@
-"""What a measurement looks like: aligned tables for a person, one JSON document for a program."""
+"""Reports of measurements: aligned tables for a person, one JSON document for a program."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""The target's ends, read from its modules: the embeddings of all tokens and the output matrix.
+"""The target's embeddings and output matrix, read from its modules and written beside its features.
 
 Shapes: V rows of the embeddings, D hidden width.
 """

@@ -1,4 +1,4 @@
-"""What is to be made: of which texts and target, in which columns, cut into which shards. The same for every process.
+"""The plan of a folder of features: texts, target, columns, shards, sizes. The same for every process.
 
 Shapes: N samples, F feature width, D hidden width, K stored logits, V tokens.
 """

@@ -1,4 +1,4 @@
-"""One shard: samples through the frozen target, and what it says about them into a file.
+"""One shard of features: samples run through the frozen target and written to a file.
 
 Which samples share a forward is a function of the shard alone, so that whoever makes it makes the same bytes.
 

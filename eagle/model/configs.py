@@ -1,4 +1,4 @@
-"""What a draft head and its trees look like: `EConfig` for weights, `TreeConfig` for drafting, the tapped layers.
+"""Configurations: `EConfig` of a head, `TreeConfig` of draft trees, and which layers are tapped.
 
 Knows published `config.json` fields; knows no tensors.
 """

@@ -1,4 +1,4 @@
-"""What one stream's drafting remembers: the head's cache, and what the head has yet to read.
+"""Drafting state of one stream: the head's KV cache, and the target features that the head has yet to read.
 
 True features and their tokens wait here for the next draft, over many steps while nothing is drafted.
 

@@ -1,4 +1,4 @@
-"""What a call is, what a step emits, and the rows in between: the one place where a row is stopped.
+"""The request of a call, its rows while they are decoded, and the output of a step; the one place where a row ends.
 
 Shapes: R rows the call began with, G rows that go in step, S prompt tokens, T new tokens, L ids so far, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""What a target says about whole texts: features and last hidden states, for training heads. No cache, no tree.
+"""Features and last hidden states of whole texts, for training heads. No cache, no tree.
 
 Shapes: B rows, S tokens, D hidden width, F feature width.
 """

@@ -1,4 +1,4 @@
-"""The walk: which drafted tokens the target agrees with.
+"""Acceptance: which drafted tokens the target agrees with, and why one pick per node is lossless.
 
 Vocabulary: *accepted* tokens are drafted ones the target picks too; the *bonus* token is the target's own pick after
 them; a step *emits* both.

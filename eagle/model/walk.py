@@ -1,4 +1,4 @@
-"""The walk over a verified tree, together with what a call asks about every token: what each row really emits.
+"""Acceptance with everything a call asks about each token: processors, criteria, ends; what each row really emits.
 
 Shapes: B rows still in the batch, G rows that go in step, N tree nodes, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""The head a run begins with: new, shaped after its target, or one that is trained further."""
+"""The head that a run trains: a new one shaped after its target, or one trained further."""
 
 import json
 import logging

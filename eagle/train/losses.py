@@ -1,4 +1,4 @@
-"""What a draft head is trained to do, as weighted sums over entries.
+"""The training losses of draft heads, as weighted sums over entries, a chunk of logits at a time.
 
 Sums, not means: the weights hold what a step is divided by, which is counted over all processes and micro-batches.
 

@@ -1,4 +1,4 @@
-"""How weights move: optimisers, and a learning rate that is a function of the step alone."""
+"""Optimisers, and a learning rate that is a function of the step alone."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a bar, `metrics.jsonl`, and accelerate's trackers."""
+"""Progress of a run: a bar, `metrics.jsonl`, and accelerate's trackers."""
 
 import json
 import time

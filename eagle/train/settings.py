@@ -1,4 +1,4 @@
-"""What a training run is told, by flags, by a YAML file, or by both: flags win."""
+"""Settings of a training run, from flags, a YAML file, or both: flags win."""
 
 import math
 import sys

@@ -1,4 +1,4 @@
-"""What a run learns from: the folder it is given, the target that folder names, and the teacher they make.
+"""Sources of a run: the folder it is given, the target that folder names, and the teacher they make.
 
 Shapes: V vocabulary, D hidden width.
 """

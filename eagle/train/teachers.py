@@ -1,4 +1,4 @@
-"""Where batches come from: the frozen target in the loop, or its features on disk.
+"""Teachers, which make training batches: the frozen target in the loop, or its features on disk.
 
 Shapes: B rows, T tokens of a row, R entries that count, D hidden width, V vocabulary.
 """

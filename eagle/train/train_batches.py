@@ -1,4 +1,4 @@
-"""What a batch of texts teaches: pairs of a feature and the token after it, and what the target says next.
+"""Training batches: each feature paired with the token after it, and with what the target predicts next.
 
 Entry t of a row pairs the feature at position t with token t + 1 and is to predict what the target says after that
 token. It counts where token t + 2, which the target's word is about, is in the loss and in the same text.

@@ -1,4 +1,4 @@
-"""Trees that pay: total_token, depth and top_k by the tokens per second they promise, down to no tree at all.
+"""Adaptive trees: total_token, depth and top_k chosen before each step by expected tokens per second, or no tree.
 
 What the target emits tells more than how much of its own tree it accepted: looked up among all candidates the head
 looked at, it tells what any other tree would have gained. Smoothed over the last steps and divided by what such a step

@@ -1,4 +1,4 @@
-"""The few trees to choose from where each costs a graph: two that pay for heads of known quality, and the largest."""
+"""The few trees to choose from under CUDA graphs, where each costs a capture."""
 
 from dataclasses import replace
 from heapq import heappop, heappush

@@ -1,4 +1,4 @@
-"""All trees that may be chosen, and what the target's tokens say each of them would have gained.
+"""The trees that may be chosen, and how many tokens each of them would have gained in a step that was run.
 
 Shapes: M candidates, S shapes of trees, W widths, D depths.
 """

@@ -1,4 +1,4 @@
-"""What a call asks for: `generate`'s arguments checked, and prepared by transformers itself, before any work starts.
+"""A call's arguments: checked, then prepared by transformers itself, before any work starts.
 
 `base.generate(custom_generate=…)` merges the configurations, expands rows, infers masks and builds processors and
 criteria exactly as it does for itself; what it would then loop over comes back as a `Request`. Knows nothing of

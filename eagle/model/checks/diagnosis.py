@@ -1,4 +1,4 @@
-"""What `EaModel.self_check` and `eagle doctor` answer: every contract asked of one model, in seconds, with numbers.
+"""The report of `EaModel.self_check` and `eagle doctor`: every contract asked of one model, with numbers.
 
 Loading asks too, where the tests do not vouch for a model: the whole of it with a transformers newer than theirs, trees
 and caches alone for an architecture they do not run.

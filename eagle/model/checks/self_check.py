@@ -1,4 +1,4 @@
-"""A target checked against itself: trees, padded rows and commits, and each path of a tree alone and without cache.
+"""Self-check of a target: logits of trees, padded rows and commits against uncached forwards of single paths.
 
 `self_check` runs once at load for architectures the test suite does not cover, so that an unknown model is exact or
 refused. The measurements here are also what `diagnosis` reports.

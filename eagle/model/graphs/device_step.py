@@ -1,4 +1,4 @@
-"""One decode step as a function of device tensors alone, and the buffers of tensors it reads and writes.
+"""One decode step on device tensors alone, for CUDA-graph replay, and the buffers it reads and writes.
 
 The head over the accepted tokens, drafting, verification, the walk and both commits run without the host learning
 anything. What differs from step to step lies in tensors at fixed addresses, so that the step may run as it is or be

@@ -1,4 +1,4 @@
-"""Decoding whose steps a graph can replay: the loop of `decoding` on step buffers.
+"""The decoding loop with replayed steps: prefill as usual, then steps on fixed-size step buffers.
 
 The prompt runs in the caches every call uses; what it leaves is copied into step buffers, and steps run there, in
 buckets that double when the longest row fills them. Rows that have ended stay in the batch, because a graph has one

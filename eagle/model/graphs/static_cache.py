@@ -1,4 +1,4 @@
-"""A cache whose every step is the same sequence of kernels: what a captured graph can replay.
+"""KV cache of a fixed size for CUDA-graph replay: whole buffers, and the counts on the device.
 
 Attention sees whole buffers, and what a step needs to know (slots used, pads) is read from device tensors that stay
 where they are and that the step itself moves on. The host's `lengths` are a mirror, settled once the step's outcome has

@@ -1,4 +1,4 @@
-"""What one stream's drafting remembers where steps may be replayed: entries for the head at addresses that stay.
+"""Fixed-size drafting state for CUDA-graph replay: features that wait for the head, at addresses that stay.
 
 A draft reads a fixed number of entries. Steps that draft nothing add theirs behind them, and the head reads those that
 became too many between two steps: how many there are differs every time, so that is never part of a graph.

@@ -1,4 +1,4 @@
-"""What a target does to the product with its output matrix before it calls it logits: scale and cap it, or nothing."""
+"""A target's output transform: the scale and soft-cap between its output matrix and its logits."""
 
 from typing import Any
 

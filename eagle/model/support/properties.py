@@ -1,4 +1,4 @@
-"""What a target must be like for a tree to be verified exactly; anything else is refused by property, in words.
+"""Which targets can be verified exactly, decided by their properties; all others are refused in words.
 
 Reads a loaded model from outside: where its decoder is, which masks its layers want, which rotary embedding
 depends on the whole forward. Knows nothing of trees or caches.
