@@ -62,7 +62,7 @@ versions: $(ALL) ## the same with several, and the table in docs/versions.md fro
 	for version in $(VERSIONS); do \
 		test -e build/versions/$$version.xml || $(MAKE) --no-print-directory test-with VERSION=$$version || true; \
 	done
-	$(BIN)/python tests/versions.py --write build/versions $(VERSIONS)
+	$(BIN)/python tests/support/versions.py --write build/versions $(VERSIONS)
 
 nightly: $(ALL) ## full products of the cases that `test` runs pairwise
 	$(BIN)/python -m pytest -n 2
@@ -77,7 +77,7 @@ bench: $(CORE) ## speeds of the tiny pair, alternating rounds
 
 docs: $(ALL) ## rewrite the tables in docs/ from what the tests find
 	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_keywords.py
-	$(BIN)/python tests/verdicts.py --write
+	$(BIN)/python tests/support/verdicts.py --write
 
 lock: build/uv-$(UV)/bin/uv ## rewrite constraints.txt: today's releases, for every Python and platform
 	printf '%s\n' "torch==$(TORCH)" "transformers<=$(NEWEST)" $(BUILDS) | \

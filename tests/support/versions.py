@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "versions.md"
 BEGIN, END = "<!-- written by `make versions` -->\n", "<!-- end -->\n"
 

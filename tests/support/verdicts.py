@@ -1,6 +1,6 @@
 """What becomes of each model type: exact, refused with the property, or not built here. Writes docs/architectures.md.
 
-`python tests/verdicts.py --write` (or `make docs`) runs them all and writes the page; without `--write` it prints it.
+`python tests/support/verdicts.py --write` (or `make docs`) runs them all and writes the page; else it prints it.
 """
 
 import os
@@ -30,7 +30,7 @@ from eagle.model.checks.self_check import self_check
 from eagle.model.ea_model import EaModel
 from eagle.model.target import TargetModel
 
-PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
+PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 NEW = 24
 SAMPLING = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}
 SECTIONS = {
