@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from accelerate import cpu_offload
 from architectures import ARCHITECTURES, base_model, prompts
 from contract import contract
 from pairs import ea_model
@@ -67,6 +68,16 @@ def test_code_that_comes_with_a_model_may_have_either_name(tmp_path, kind, batch
     got = model.eagenerate(ids, attention_mask=mask, max_new_tokens=NEW)
     assert torch.equal(got, generate_ids(base_model("llama"), ids, mask, NEW))
     assert model.self_check().checks[2].passed
+
+
+@pytest.mark.parametrize("kind", [OldCode, NewCode])
+def test_accelerate_s_hooks_let_the_cache_through_under_either_name(tmp_path, kind):
+    base = of_class(kind)
+    cpu_offload(base, execution_device=torch.device("cpu"))
+    model = ea_model(tmp_path, base)
+    ids, mask = prompts(base_model("llama"), 3)
+    got = model.eagenerate(ids, attention_mask=mask, max_new_tokens=NEW)
+    assert torch.equal(got, generate_ids(base_model("llama"), ids, mask, NEW))
 
 
 def test_a_dictionary_is_no_cache():
