@@ -64,7 +64,8 @@ def measure(target: TargetModel, drafter: Drafter, taps: Taps, batch: int, recor
     widths = tuple(sorted({min(width, drafter.tree.top_k) for width in (FEW_WIDTHS if is_slow else WIDTHS)}))
     contexts = contexts[:1] if is_slow else contexts
     verify, first, level = [], [], []
-    with progress_bar(len(contexts) * (len(nodes) + 2 * len(widths)), "timing draft trees") as clock.bar:
+    timings = len(contexts) * (len(nodes) + 2 * len(widths))
+    with progress_bar(timings, "timing draft trees, once on this machine") as clock.bar:
         for context in contexts:
             verify.append(_verify_seconds(target, taps, batch, context, nodes, clock))
             drafts = _draft_seconds(target, drafter, taps, batch, context, widths, clock)

@@ -52,7 +52,7 @@ def write(path: Path, document: Any) -> None:
 
 def progress_bar(total: int, what: str) -> Any:
     """Return a bar on standard error, as transformers shows while it loads weights, and hidden where that is."""
-    return transformers_logging.tqdm(total=total, desc=f"{what}, once on this machine", delay=PATIENCE, leave=False)
+    return transformers_logging.tqdm(total=total, desc=what, delay=PATIENCE, leave=False)
 
 
 def device_name(device: torch.device) -> str:

@@ -165,7 +165,7 @@ class PrepackedLinears:
             linear.unpack()
             if linear.can_be_packed:
                 groups[linear.shape].append(linear)
-        with progress_bar(len(groups), "timing linear layers") as bar:
+        with progress_bar(len(groups), "packing linear layers") as bar:
             for group in groups.values():
                 faster = _verdict(group)
                 for linear in group:
