@@ -430,7 +430,7 @@ def test_a_target_that_does_not_fit_is_refused(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/support"]
 import eagle.data.folder
 from chat_templates import FAMILIES, tokenizer_of
 from eagle.data import prepare

@@ -141,7 +141,7 @@ def load_ids(shard: Path) -> bytes:
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/support"]
 from pathlib import Path
 from test_regenerate import made
 from eagle.data.regenerate import AnswerGenerator
