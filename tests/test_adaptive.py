@@ -57,7 +57,7 @@ def chooser(kind=Chooser, cost=FREE, limit=LIMIT):
 def running(model, ids, mask, kind=Restless, **arguments):
     arguments = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": NEW, "do_sample": False, **arguments}
     request = prepare(model.base_model, model.target, arguments, lambda: model.tokenizer)
-    return Generation(model.target, model.ea_layer, request, model._taps, None, chooser(kind))
+    return Generation(model.target, model.ea_layer, request, model._taps, chooser=chooser(kind))
 
 
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
@@ -71,7 +71,7 @@ def test_trees_of_changing_shape_equal_the_oracle_s_and_ids_generate_s(tmp_path,
     torch.manual_seed(3)
     for step in decode(generation):
         if step.tree is not None and step.tree.size > 1 and max(map(len, before)) < NEW - LIMIT.levels:
-            shape = generation.draft_state.tree
+            shape = generation.stream.draft_state.tree
             for index, row in enumerate(step.tree_rows):
                 known = torch.cat([ids[row, int((mask[row] == 0).sum()) :], torch.tensor(before[row])])
                 features = uncached_features(model.base_model, known[:-1], model._taps).float()
@@ -143,12 +143,12 @@ def test_plain_steps_keep_their_features_for_the_head(tmp_path):
         model.base_model, model.target, {"input_ids": ids, "max_new_tokens": 60, "do_sample": False}, None
     )
     sleeping = Generation(
-        model.target, model.ea_layer, request, model._taps, None, chooser(Sleeper, limit=model.ea_layer.tree)
+        model.target, model.ea_layer, request, model._taps, chooser=chooser(Sleeper, limit=model.ea_layer.tree)
     )
     steps = decode(sleeping)
     for _ in range(31):
         next(steps)
-    assert len(sleeping.draft_state.pending) == 29 + 1
+    assert len(sleeping.stream.draft_state.pending) == 29 + 1
     known = torch.cat([ids[0], torch.tensor(sleeping.rows.new[0])])
     late = next(steps).tree
     fresh = decode(generation(model, known[None, :-1]))
@@ -204,7 +204,7 @@ def real_candidates(tmp_path):
     run = generation(model, ids, mask)
     steps = decode(run)
     next(steps), next(steps)
-    return run.draft_state.candidates
+    return run.stream.draft_state.candidates
 
 
 def path_to(candidates, node):
@@ -486,7 +486,7 @@ def test_rows_that_leave_tell_the_chooser_how_many_are_left(tmp_path):
 
     class Listening(Restless):
         def shrink(self, rows):
-            told.append((rows, len(run.running)))
+            told.append((rows, len(run.stream.running)))
 
     ids, mask = prompts(model.base_model, 3)
     run = running(model, ids, mask, kind=Listening)

@@ -24,8 +24,8 @@ from eagle.model.configs import TreeConfig
 from eagle.model.decoding import Generation, decode
 from eagle.model.draft_state import RING, Observed
 from eagle.model.graphs.device_step import DeviceStep, room
-from eagle.model.graphs.generation import GraphedGeneration, begin
 from eagle.model.graphs.pool import GraphPool
+from eagle.model.graphs.replay import replays
 from eagle.model.graphs.static_cache import StaticKVCache
 from eagle.model.graphs.static_draft_state import StaticDraftState
 from eagle.model.tree import Candidates
@@ -78,7 +78,8 @@ def pair(folder, kind="eagle3", noise=0.05):
 def in_turn(model, ids, turns, graphs, new, mask=None, **arguments) -> Generation:
     arguments = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": new, "do_sample": False, **arguments}
     request = prepare(model.base_model, model.target, arguments, lambda: model.tokenizer)
-    return begin(graphs, model.target, model.ea_layer, request, model._taps, None, InTurn(turns))
+    replay = replays(graphs, model.target, model.ea_layer, request)
+    return Generation(model.target, model.ea_layer, request, model._taps, chooser=InTurn(turns), replays=replay)
 
 
 def both_ways(model, ids, turns, new, bucket=128, mask=None, **arguments):
@@ -89,7 +90,7 @@ def both_ways(model, ids, turns, new, bucket=128, mask=None, **arguments):
         running = in_turn(model, ids, turns, graphs, new, mask, **arguments)
         runs.append((list(decode(running)), running))
     (exact, run), (replayed, other) = runs
-    assert type(run) is Generation and type(other) is GraphedGeneration
+    assert run.replays is None and other.replays is not None
     assert run.rows.new == other.rows.new
     assert run.chooser.asked == other.chooser.asked
     compared = 0
@@ -154,13 +155,14 @@ def test_a_row_far_ahead_has_its_slots_left_alone_while_another_catches_up(tmp_p
         drafter.observe(first, *entries, numbers)
     drafter.catch_up(first)
     state.load(first)
+    state.counts_B.zero_()
     state.observe(features, tokens, torch.tensor(counts))
     state._counts = list(counts)
     state.make_ready(drafter, drafts=True)
     assert state.counts == state.counts_B.tolist() == [1, 1]
     roots = torch.tensor([5, 6])
     got = drafter.draft(state, roots)
-    assert state.bucket.lengths_B.tolist() == [151, 140]
+    assert state.cache.lengths_B.tolist() == [151, 140]
     for row in range(2):
         alone = drafter.start(1, 400, [0])
         alone.pending = [
@@ -326,8 +328,8 @@ def test_when_one_tree_is_refused_all_run_as_they_are(tmp_path, caplog, monkeypa
     model, ids, backend = pair(tmp_path), synthetic_prompt(3), TapeBackend()
     call = DeviceStep.__call__
 
-    def reading(self):
-        call(self)
+    def reading(self, *stage):
+        call(self, *stage)
         if self.shape == refused:
             self.buffers.roots_B.nonzero()
 
@@ -337,7 +339,7 @@ def test_when_one_tree_is_refused_all_run_as_they_are(tmp_path, caplog, monkeypa
         running = in_turn(model, ids, TURNS, graphs, 60)
         list(decode(running))
         assert torch.equal(running.rows.ids(), generate_ids(model.base_model, ids, torch.ones_like(ids), 60))
-        assert type(running) is (GraphedGeneration, Generation)[number]
+        assert (running.replays is None) is (number == 1)
     (record,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert record.getMessage().startswith("decoding without CUDA graphs: ")
     before = TURNS.index(refused)

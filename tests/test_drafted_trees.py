@@ -12,8 +12,8 @@ from tape import TapeBackend
 from eagle.model.call.prepare import prepare, reusable
 from eagle.model.choices import mc_sim_7b_63
 from eagle.model.decoding import Generation, decode
-from eagle.model.graphs.generation import begin
 from eagle.model.graphs.pool import GraphPool
+from eagle.model.graphs.replay import replays
 
 NEW = 14
 
@@ -30,7 +30,8 @@ def generation(model, ids, mask=None, new=NEW, graphs=None, **arguments) -> Gene
     arguments = {"do_sample": False, **arguments}
     request = prepare(model.base_model, model.target, arguments, lambda: model.tokenizer)
     prefix = reusable(arguments, request, model.prefix)
-    return begin(graphs, model.target, model.ea_layer, request, model._taps, prefix)
+    replay = replays(graphs, model.target, model.ea_layer, request)
+    return Generation(model.target, model.ea_layer, request, model._taps, prefix=prefix, replays=replay)
 
 
 @torch.no_grad()

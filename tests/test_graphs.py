@@ -21,7 +21,6 @@ from test_synthetic import DEPTH, synthetic_pair, synthetic_prompt
 from eagle.model.decoding import decode
 from eagle.model.drafter import Drafter
 from eagle.model.graphs.device_step import StepBuffers
-from eagle.model.graphs.generation import GraphedGeneration
 from eagle.model.graphs.pool import GraphPool
 from eagle.model.graphs.static_cache import StaticKVCache
 
@@ -132,8 +131,8 @@ def test_rows_that_have_ended_no_longer_advance_on_the_device(tmp_path):
         lengths, finished = [], []
         for step in decode(running):
             finished.append(step.finished[0])
-            if running.buffers is not None:
-                lengths.append(running.buffers.cache.lengths_B.tolist()[0])
+            if running.replayed is not None:
+                lengths.append(running.replayed.buffers.cache.lengths_B.tolist()[0])
     after = lengths[finished.index("eos") :]
     assert len(after) > 5 and len(set(after)) == 1
 
@@ -401,4 +400,4 @@ def test_cuda_graphs_give_the_ids_of_generate(tmp_path, mode, batch):
     ids, mask = (tensor.cuda() for tensor in prompts(base, batch))
     for drafts in (True, False, True):
         check_ids(model, ids, mask, mode, new=60, drafts=drafts)
-    assert isinstance(model._prepared(model.ea_layer, base, {"input_ids": ids}), GraphedGeneration)
+    assert model._prepared(model.ea_layer, base, {"input_ids": ids}).replays is not None

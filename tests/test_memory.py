@@ -101,12 +101,12 @@ def test_growth_changes_neither_ids_nor_trees(accepting, monkeypatch, grown, kin
     got = run(model, ids, mask, seed)
     assert_same(got, want)
     running = got[2]
-    for cache, extra in ((running.cache, model.ea_layer.tree.nodes), (running.draft_state.cache, 9)):
+    for cache, extra in ((running.stream.cache, model.ea_layer.tree.nodes), (running.stream.draft_state.cache, 9)):
         steps = sorted({sizes for sizes in grown if sizes[1] <= cache.capacity})
         assert len(steps) >= 3, steps
         assert cache.capacity == 12 + NEW + extra
         assert all(layer.slots <= cache.capacity and layer.keys.shape[2] == layer.slots for layer in cache.layers)
-    blocks = [after - before for before, after in grown[: len(running.cache.layers)]]
+    blocks = [after - before for before, after in grown[: len(running.stream.cache.layers)]]
     assert set(blocks) == {4}  # the second block is twice the first
 
 
@@ -121,9 +121,9 @@ def test_a_high_limit_costs_nothing_until_it_is_reached(tmp_path):
     for _ in range(3):
         next(steps)
     room = 12 + kv_cache.BLOCK
-    assert running.cache.capacity == 12 + asked + model.ea_layer.tree.nodes
-    assert {layer.slots for layer in running.cache.layers} == {room + model.ea_layer.tree.nodes}
-    assert {layer.slots for layer in running.draft_state.cache.layers} == {room + model.ea_layer.tree.scratch}
+    assert running.stream.cache.capacity == 12 + asked + model.ea_layer.tree.nodes
+    assert {layer.slots for layer in running.stream.cache.layers} == {room + model.ea_layer.tree.nodes}
+    assert {layer.slots for layer in running.stream.draft_state.cache.layers} == {room + model.ea_layer.tree.scratch}
     steps.close()
 
 
@@ -192,17 +192,17 @@ def test_the_next_call_uses_the_buffers_of_the_last_whatever_they_hold(accepting
     model = accepting[kind]
     model.free()
     *_, first = run(model, *long_prompts(rows, 15), **IN_STEP)
-    had = {name: buffers(cache) for name, cache in first._caches.items()}
+    had = {name: buffers(cache) for name, cache in first.stream.caches.items()}
     poison(model.pool)
     ids, mask = long_prompts(rows, 12, seed=4)
     running = begun(model, ids, mask)
     steps = decode(running)
     trees = [step.tree for step in (next(steps), next(steps))]
-    assert {name: buffers(cache) for name, cache in running._caches.items()} == had
+    assert {name: buffers(cache) for name, cache in running.stream.caches.items()} == had
     was_ragged = False
     for step in steps:
         trees.append(step.tree)
-        was_ragged |= not running.cache.is_uniform and len(running.running) == rows
+        was_ragged |= not running.stream.cache.is_uniform and len(running.stream.running) == rows
     trees = [tree for tree in trees if tree is not None]
     model.free()
     want = run(model, ids, mask)
@@ -217,15 +217,19 @@ def test_what_does_not_fit_is_allocated_anew(tmp_path, endless):
     model = EaModel(None, base, "none", str(tmp_path / "eagle3"), 10, 3, 3)
     short, long = prompts(base, 1, 12)[0], prompts(base, 1, 90)[0]
     *_, first = run(model, short)
-    had = buffers(first.cache)
+    had = buffers(first.stream.cache)
     *_, running = run(model, long)
-    assert buffers(running.cache) != had and running.cache.layers[0].slots == 90 + NEW + 10
+    assert buffers(running.stream.cache) != had and running.stream.cache.layers[0].slots == 90 + NEW + 10
     *_, running = run(model, *prompts(base, 3, 12))
-    assert running.cache.layers[0].keys.shape[0] == 3 and running.cache.layers[0].slots == 12 + NEW + 10
+    assert running.stream.cache.layers[0].keys.shape[0] == 3 and running.stream.cache.layers[0].slots == 12 + NEW + 10
     *_, running = run(model, short)
     model.to(torch.bfloat16)
     *_, running = run(model, short)
-    assert running.cache.layers[0].keys.dtype == running.draft_state.cache.layers[0].keys.dtype == torch.bfloat16
+    assert (
+        running.stream.cache.layers[0].keys.dtype
+        == running.stream.draft_state.cache.layers[0].keys.dtype
+        == torch.bfloat16
+    )
     want = copy.deepcopy(model)
     assert len(want.pool) == len(pickle.loads(pickle.dumps(model.pool))) == 0
     assert torch.equal(run(model, short)[0], run(want, short)[0])
@@ -248,7 +252,7 @@ def test_two_live_streams_never_share(tmp_path, endless):
     for pair in zip_longest(*map(decode, running)):
         assert any(pair)
         kept = model.pool.kept
-        caches = [c for one in running if not one.is_done for c in one._caches.values()] + kept
+        caches = [c for one in running if not one.is_done for c in one.stream.caches.values()] + kept
         places = [place for cache in caches for layer in buffers_of(cache) for place in layer]
         assert len(set(places)) == len(places)
     for one, ids in zip(running, both, strict=True):

@@ -16,13 +16,13 @@ ORDER = """
     eagle.model: choices tree configs stats sampling cache_layer kv_cache verify head
     eagle.model.dialects: checkpoint
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
-    eagle.model: target target_features draft_state drafter cache_reuse request_state walk
+    eagle.model: target target_features draft_state drafter cache_reuse request_state walk step
     eagle.model.adaptive: costs profile cost_file trees prepared chooser
     eagle.model: decoding
-    eagle.model.graphs: static_cache static_draft_state device_step pool generation
+    eagle.model.graphs: static_cache static_draft_state device_step pool replay
     eagle.model.call: inputs prepare reference output facade
     eagle.model.checks: self_check diagnosis
-    eagle.model: ea_model
+    eagle.model: pair ea_model
     eagle.data: sources samples shards folder features batches regenerate maker preparation __main__
     eagle.ge_data: disk plan doors shards allocation
     eagle.train: settings configure train_batches optimizers heads teachers sources

@@ -316,7 +316,7 @@ def test_the_tree_mask_does_not_stay_on_the_base_model(tmp_path):
 def test_every_layer_s_cache_has_its_own_buffers(tmp_path):
     model = ea_model(tmp_path)
     cache = model.target.new_cache(1, 32, [0])
-    model.target.prefill(prompts(model.base_model, 1)[0], None, cache, None)
+    model.target.prefill_logits(prompts(model.base_model, 1)[0], None, cache)
     places = [buffer.data_ptr() for layer in cache.layers for buffer in (layer.keys, layer.values)]
     assert len(set(places)) == len(places) == 2 * len(model.target.layers)
 

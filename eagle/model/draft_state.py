@@ -2,16 +2,18 @@
 
 True features and their tokens wait here for the next draft, over many steps while nothing is drafted.
 
-Shapes: B batch, A entries of one step, T entries of several, F feature width, O observations.
+Shapes: B batch, A or W entries of one step, T entries of several, D head width, F feature width, O observations.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from eagle.model.configs import TreeConfig
-from eagle.model.kv_cache import KVCache
+from eagle.model.kv_cache import BaseKVCache, KVCache
 from eagle.model.tree import Candidates
 
 # Entries that may wait for the next draft; beyond it the head reads them all the same.
@@ -29,15 +31,47 @@ class Observed:
     counts: Sequence[int]
 
 
-@dataclass
-class DraftState:
-    """What one stream's drafting remembers.
+class BaseDraftState(ABC):
+    """What one stream's drafting remembers, wherever its features wait.
 
     Attributes:
         tree: how this stream's trees grow, whatever the drafter's attributes become while it runs.
         cache: the head's keys and values.
-        pending: entries the next draft feeds to the head first.
         candidates: all that the last draft looked at.
+    """
+
+    tree: TreeConfig
+    cache: BaseKVCache
+    candidates: Candidates | None
+
+    @property
+    @abstractmethod
+    def counts(self) -> list[int]:
+        """How many of the waiting entries are real, per row, as far as the host knows."""
+
+    @abstractmethod
+    def is_full(self, entries: int) -> bool:
+        """Tell whether the head must read what waits before so many more entries may."""
+
+    @abstractmethod
+    def observe(self, features_BWF: torch.Tensor, tokens_BW: torch.Tensor, counts: Any) -> None:
+        """Hold W more entries, of which `counts[b]` are real, for the head to read."""
+
+    @abstractmethod
+    def waiting(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features [B, T, F] and tokens [B, T] that the head reads next, every row's real ones first."""
+
+    @abstractmethod
+    def commit(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Keep what the head has read of the waiting entries; return what it made [B, D] of every row's last one."""
+
+
+@dataclass
+class DraftState(BaseDraftState):
+    """Drafting of a stream whose features wait as they came; attributes as in `BaseDraftState`.
+
+    Attributes:
+        pending: the observations that wait.
     """
 
     tree: TreeConfig
@@ -45,21 +79,30 @@ class DraftState:
     pending: list[Observed] = field(default_factory=list)
     candidates: Candidates | None = None
 
-    @property
-    def observed(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The features and tokens that the head is to read next, several observations as one."""
-        self.pending[:] = [merged(self.pending)]
-        width = max(self.pending[0].counts)
-        return self.pending[0].features_BAF[:, :width], self.pending[0].tokens_BA[:, :width]
+    def is_full(self, entries: int) -> bool:
+        """Tell whether more would wait than the ring holds."""
+        waiting = sum(seen.tokens_BA.shape[1] for seen in self.pending)
+        return waiting > 0 and waiting + entries > RING
+
+    def observe(self, features_BWF: torch.Tensor, tokens_BW: torch.Tensor, counts: Sequence[int]) -> None:
+        """Hold W more entries behind those that wait."""
+        self.pending.append(Observed(features_BWF, tokens_BW, counts))
+
+    def waiting(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return all that waits as one observation."""
+        seen = merged(self.pending)
+        width = max(seen.counts)
+        return seen.features_BAF[:, :width], seen.tokens_BA[:, :width]
 
     @property
     def counts(self) -> list[int]:
-        """How many of the observed entries are real, per row."""
-        return list(self.pending[0].counts)
+        """How many of the waiting entries are real, per row."""
+        return [sum(row) for row in zip(*(seen.counts for seen in self.pending), strict=True)]
 
     def commit(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
-        """Keep what the head has read of the observed entries; return what it made [B, D] of every row's last one."""
-        counts = self.pending.pop().counts
+        """Keep what the head has read; nothing waits any more."""
+        counts = self.counts
+        self.pending.clear()
         self.cache.advance(counts)
         if min(counts) == max(counts):
             return hidden_BTD[:, counts[0] - 1]

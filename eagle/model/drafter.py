@@ -10,15 +10,16 @@ Shapes: B batch, S entries, A path, K top-k, D head width, F feature width, M ca
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from eagle.model.configs import TreeConfig
-from eagle.model.draft_state import RING, DraftState, Observed
+from eagle.model.draft_state import BaseDraftState, DraftState
 from eagle.model.head import DraftHead
-from eagle.model.kv_cache import KVCache
+from eagle.model.kv_cache import BaseKVCache, KVCache
 from eagle.model.support.prepack import PrepackedLinears, packed_forward
 from eagle.model.tree import Candidates, DraftTree, StaticLevel, at_places, best, root_only, select
 
@@ -89,32 +90,32 @@ class Drafter(nn.Module):
         cache = KVCache(self.head.layers_count, batch, capacity + self.tree.scratch, pads)
         return DraftState(self.tree, cache)
 
-    @torch.no_grad()
     def resume(self, state: DraftState, entries: int, capacity: int) -> DraftState:
         """Return the state of a new stream that begins with the first entries of an earlier one's."""
         if state.pending:
-            self._read(state)
+            self._feed(state)
         state.cache.rewind(entries, capacity + self.tree.scratch)
         return DraftState(self.tree, state.cache)
 
-    def observe(
-        self, state: DraftState, features_BAF: torch.Tensor, tokens_BA: torch.Tensor, counts: Sequence[int]
-    ) -> None:
-        """Remember true features and the tokens one position ahead of them; the head reads them at the next draft."""
-        waiting = sum(seen.tokens_BA.shape[1] for seen in state.pending)
-        if waiting and waiting + tokens_BA.shape[1] > RING:
-            self._read(state)
-        state.pending.append(Observed(features_BAF, tokens_BA, counts))
+    def observe(self, state: BaseDraftState, features_BAF: torch.Tensor, tokens_BA: torch.Tensor, counts: Any) -> None:
+        """Remember true features and the tokens one position ahead of them; the head reads them at the next draft.
+
+        Args:
+            counts: how many are real per row, as the state counts.
+        """
+        if state.is_full(tokens_BA.shape[1]):
+            self._feed(state)
+        state.observe(features_BAF, tokens_BA, counts)
 
     def catch_up(self, state: DraftState) -> None:
         """Let the head read all that waits but the newest observation."""
         newest = state.pending.pop()
         if state.pending:
-            self._read(state)
+            self._feed(state)
         state.pending.append(newest)
 
     @torch.no_grad()
-    def draft(self, state: DraftState, root_B: torch.Tensor) -> DraftTree:
+    def draft(self, state: BaseDraftState, root_B: torch.Tensor) -> DraftTree:
         """Feed what was observed and grow a tree from the root.
 
         Args:
@@ -122,8 +123,8 @@ class Drafter(nn.Module):
             root_B: the last chosen tokens.
         """
         tree = state.tree
+        hidden_BD = self._feed(state)
         with packed_forward(self.packed):
-            hidden_BD = self._feed(state)
             if tree.static is not None:
                 candidates = self._grow_static(state.cache, hidden_BD, tree.static)
             else:
@@ -143,19 +144,21 @@ class Drafter(nn.Module):
         return replace(grown, parents_BN=grown.parents_BN.masked_fill(grown.scores_BN < floor, -1))
 
     @torch.no_grad()
-    def _read(self, state: DraftState) -> None:
-        """Run the observed entries through the head and commit them."""
+    def read(self, cache: BaseKVCache, features_BSF: torch.Tensor, tokens_BS: torch.Tensor) -> torch.Tensor:
+        """Run entries through the head and return what it makes of them [B, S, D]; the cache is written, not committed.
+
+        Args:
+            features_BSF, tokens_BS: entries that follow one another, each paired with the token one position ahead.
+        """
         with packed_forward(self.packed):
-            self._feed(state)
+            fused_BSD = self.head.fuse(features_BSF.to(next(self.head.parameters())))
+            return self._entries(cache, fused_BSD, tokens_BS)
 
-    def _feed(self, state: DraftState) -> torch.Tensor:
-        """Run the observed entries through the head, commit them, return the last real hidden state [B, D]."""
-        features_BSF, tokens_BS = state.observed
-        fused_BSD = self.head.fuse(features_BSF.to(next(self.head.parameters())))
-        hidden_BSD = self._entries(state.cache, fused_BSD, tokens_BS)
-        return state.commit(hidden_BSD)
+    def _feed(self, state: BaseDraftState) -> torch.Tensor:
+        """Run what waits through the head, commit it, return the last real hidden state [B, D]."""
+        return state.commit(self.read(state.cache, *state.waiting()))
 
-    def _entries(self, cache: KVCache, hidden_BSD: torch.Tensor, tokens_BS: torch.Tensor) -> torch.Tensor:
+    def _entries(self, cache: BaseKVCache, hidden_BSD: torch.Tensor, tokens_BS: torch.Tensor) -> torch.Tensor:
         """Run S consecutive entries, each seeing those before it."""
         (batch, entries), device = tokens_BS.shape, hidden_BSD.device
         steps_S = torch.arange(entries, device=device)
@@ -168,13 +171,13 @@ class Drafter(nn.Module):
                 mask_BSC = mask_BSC | ~mask_BSC.any(-1, keepdim=True)
         return self._step(cache, hidden_BSD, tokens_BS, positions_BS, mask_BSC)
 
-    def _level_positions(self, cache: KVCache, levels: int, device: torch.device) -> torch.Tensor:
+    def _level_positions(self, cache: BaseKVCache, levels: int, device: torch.device) -> torch.Tensor:
         """Return the position [L, B, 1] that the nodes of each level share."""
         return cache.positions_at(torch.arange(levels, device=device)[None]).clamp(min=0).T[..., None]
 
     def _step(
         self,
-        cache: KVCache,
+        cache: BaseKVCache,
         hidden_BSD: torch.Tensor,
         tokens_BS: torch.Tensor,
         positions_BS: torch.Tensor,
@@ -197,7 +200,7 @@ class Drafter(nn.Module):
         top = logits_BSW.float().log_softmax(-1).topk(min(count, logits_BSW.shape[-1]), dim=-1)
         return top.values, self.head.target_ids(top.indices)
 
-    def _grow(self, cache: KVCache, hidden_BD: torch.Tensor, tree: TreeConfig) -> Candidates:
+    def _grow(self, cache: BaseKVCache, hidden_BD: torch.Tensor, tree: TreeConfig) -> Candidates:
         """EAGLE-2: expand the k likeliest nodes of every level (arXiv 2406.16858 section 4.1)."""
         batch, device = len(hidden_BD), hidden_BD.device
         scores_B1K, tokens_B1K = self._children(hidden_BD[:, None], tree.top_k)
@@ -237,7 +240,7 @@ class Drafter(nn.Module):
             self._made[key] = tuple(made)
         return self._made[key]
 
-    def _grow_static(self, cache: KVCache, hidden_BD: torch.Tensor, levels: Sequence[StaticLevel]) -> Candidates:
+    def _grow_static(self, cache: BaseKVCache, hidden_BD: torch.Tensor, levels: Sequence[StaticLevel]) -> Candidates:
         """EAGLE-1: fill a fixed tree; every level expands the nodes that have children in it."""
         batch, device = len(hidden_BD), hidden_BD.device
         out_BSD, scores_BS = hidden_BD[:, None], hidden_BD.new_zeros(batch, 1, dtype=torch.float32)

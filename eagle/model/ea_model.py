@@ -12,26 +12,23 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from eagle.model.adaptive.chooser import Adaptation
 from eagle.model.cache_reuse import CachePool, Prefix
 from eagle.model.call.facade import Facade
 from eagle.model.call.inputs import check_ids
 from eagle.model.call.output import collected, steps
 from eagle.model.call.prepare import prepare, reusable
 from eagle.model.call.reference import Call, reference_signature, without_defaults
-from eagle.model.checks.diagnosis import Report, checked_target, diagnose
-from eagle.model.configs import tapped_layers, tree_config
+from eagle.model.checks.diagnosis import Report, diagnose
+from eagle.model.configs import tree_config
 from eagle.model.decoding import Generation
-from eagle.model.dialects.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights, share
+from eagle.model.dialects.checkpoint import HUB_KEYWORDS, read_config
 from eagle.model.drafter import Drafter
-from eagle.model.graphs.generation import begin
 from eagle.model.graphs.pool import graph_pool
-from eagle.model.head import EagleHead
+from eagle.model.graphs.replay import replays
+from eagle.model.pair import load_pair
 from eagle.model.stats import GenerationStats
 from eagle.model.support.gradients import without_gradients
 from eagle.model.support.loading import load_base, load_tokenizer
-from eagle.model.support.prepack import PrepackedLinears, packed
-from eagle.model.target import Taps
 
 logger = logging.getLogger(__name__)
 
@@ -81,51 +78,25 @@ class EaModel(Facade, nn.Module):
         **hub: Any,
     ) -> None:
         super().__init__()
-        unknown = sorted(set(hub) - set(HUB_KEYWORDS))
-        if unknown:
-            raise TypeError(f"unknown arguments {unknown}; beyond the signature: {sorted(HUB_KEYWORDS)}")
         trees = tree_config(total_token, depth, top_k, threshold, tree)
-        self.target = checked_target(base_model)
-        base_model = self.target.model  # of a PEFT wrapper the causal LM inside, adapter in place
-        self.base_model = base_model
-        self.base_model_name_or_path = base_model_name_or_path
-        self.config = base_model.config
-        self.hidden_size = self.target.config.hidden_size
-        self.vocab_size = self.target.vocabulary
-        config = read_config(ea_model_path, **hub)
-        given = ea_layer_state_dict
-        # Not kept in a variable: the head copies them.
-        head = build_head(
-            config, given if given is not None else read_weights(ea_model_path, **hub), self.target.config
-        )
-        self.use_eagle3 = not isinstance(head, EagleHead)
-        widest = max((rank for level in trees.static or () for rank in level.rank), default=0)
-        if widest >= head.draft_size:
-            raise ValueError(f"tree has a child of rank {widest}, the head drafts only {head.draft_size} tokens")
-        if use_eagle3 is not None and use_eagle3 != self.use_eagle3:
-            raise ValueError(f"use_eagle3={use_eagle3}, but {ea_model_path!r} holds an {head.kind} head")
-        self._taps: Taps = tapped_layers(head.config, len(self.target.layers)) if self.use_eagle3 else "last"
-        head.to(device=self.target.device, dtype=base_model.dtype)
-        share(head, base_model)
-        self.ea_layer = Drafter(head, trees, self.target.embed, self.target.output_logits)
+        pair = load_pair(base_model, ea_model_path, trees, use_eagle3=use_eagle3, state=ea_layer_state_dict, hub=hub)
         if trees.nodes < trees.total_token and trees.static is None:
             logger.info("total_token=%d clipped to %d: depth and top_k fill no more", total_token, trees.nodes)
+        self.target, self.ea_layer, self._taps = pair.target, pair.drafter, pair.taps
+        self.use_eagle3 = pair.is_eagle3
+        self.base_model = pair.target.model  # of a PEFT wrapper the causal LM inside, adapter in place
+        self.base_model_name_or_path = base_model_name_or_path
+        self.config = self.base_model.config
+        self.hidden_size, self.vocab_size = pair.target.config.hidden_size, pair.target.vocabulary
+        self.training = self.base_model.training
         self.stats = GenerationStats()
-        self.graphs = graph_pool(cuda_graphs, self.target)
-        self.prefix = Prefix()
-        self.pool = CachePool()
+        self.prefix, self.pool = Prefix(), CachePool()
+        self.graphs = graph_pool(cuda_graphs, pair.target)
+        self._packed = pair.packed() if compile else ()
+        adapts = total_token == -1 and trees.static is None
+        self._adaptation = pair.adaptation(self.graphs) if adapts else None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._tokenizer_options: dict[str, Any] = {}
-        self.ea_layer.eval()
-        self._packed: tuple[PrepackedLinears, ...] = ()
-        if compile:
-            self._packed = self.target.packed, self.ea_layer.packed = packed(base_model), packed(head)
-        self.training = base_model.training
-        self._adaptation: Adaptation | None = None
-        if total_token == -1 and trees.static is None:
-            self._adaptation = Adaptation(self.target, self.ea_layer, self._taps, self.graphs)
-            with without_gradients():
-                self._adaptation.chooser(1)  # measures now rather than in the first call
 
     @classmethod
     def from_pretrained(
@@ -278,7 +249,16 @@ class EaModel(Facade, nn.Module):
             prefix = reusable(arguments, request, self.prefix)
             adaptation = self._adaptation if drafter is not None else None
             chooser = adaptation.chooser(len(request.ids_RS)) if adaptation is not None else None
-            generation = begin(self.graphs, self.target, drafter, request, self._taps, prefix, chooser, self.pool)
+            generation = Generation(
+                self.target,
+                drafter,
+                request,
+                self._taps,
+                prefix=prefix,
+                chooser=chooser,
+                pool=self.pool,
+                replays=replays(self.graphs, self.target, drafter, request),
+            )
         self.stats = generation.stats
         return generation
 

@@ -23,7 +23,8 @@ class GenerationStats:
         prefill_seconds: wall time until the first token.
         decode_seconds: wall time of the steps.
         stage_seconds: wall time of the steps' stages, by name; what is missing to `decode_seconds` is the host's
-            bookkeeping. On an accelerator stages only launch work, unless CUDA_LAUNCH_BLOCKING=1 makes them wait.
+            bookkeeping. Steps on buffers add "capture", "replay" and "read": a replay is one piece to the host. On an
+            accelerator stages only launch work, unless CUDA_LAUNCH_BLOCKING=1 makes them wait.
     """
 
     prompt_tokens: int = 0
@@ -44,7 +45,7 @@ class GenerationStats:
         try:
             yield
         finally:
-            self.stage_seconds[name] += time.perf_counter() - started
+            self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + time.perf_counter() - started
 
     @property
     def acceptance_length(self) -> float:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from eagle.model.configs import text_config
-from eagle.model.kv_cache import KVCache
+from eagle.model.kv_cache import BaseKVCache, KVCache
 from eagle.model.support.adapters import causal_lm
 from eagle.model.support.output_transform import transform_of, transformed
 from eagle.model.support.prepack import PrepackedLinears, packed_forward
@@ -127,19 +127,19 @@ class TargetModel:
         self,
         ids_BS: torch.Tensor,
         attention_mask_BS: torch.Tensor | None,
-        cache: KVCache,
+        cache: BaseKVCache,
         taps: Taps,
-        on_features: Callable[[int, torch.Tensor], None] | None = None,
         chunk: int = PREFILL_CHUNK,
-    ) -> torch.Tensor:
-        """Run the prompt in chunks and return the logits [B, V] of its last position.
+    ) -> Iterator[tuple[int, TargetOutput]]:
+        """Run the prompt in chunks; yield every chunk's first position and its output, committed already.
+
+        Logits are those of the chunk's last position alone, where the model can leave out the others.
 
         Args:
             ids_BS: prompt ids, left-padded.
             attention_mask_BS: 1 for tokens, 0 for pads; None without pads.
             cache: holds the first tokens of every row already, often none; grows to S.
             taps: which features to hand out.
-            on_features: called as (start, features [B, chunk, F]) after every chunk; they are not kept.
             chunk: tokens per forward. Ignored where the rotary embedding depends on the whole forward.
         """
         batch, prompt = ids_BS.shape
@@ -161,12 +161,18 @@ class TargetModel:
                 last_only=True,
             )
             cache.advance([end - start] * batch)
-            if on_features is not None and output.features_BNF is not None:
-                on_features(start, output.features_BNF)
+            yield start, output
+            del output  # the next forward needs the memory
+
+    def prefill_logits(
+        self, ids_BS: torch.Tensor, attention_mask_BS: torch.Tensor | None, cache: BaseKVCache
+    ) -> torch.Tensor:
+        """Run the prompt and return the logits [B, V] of its last position; arguments as in `prefill`."""
+        *_, (_, output) = self.prefill(ids_BS, attention_mask_BS, cache, None)
         return output.logits_BNV[:, -1]
 
     @torch.no_grad()
-    def verify(self, tree: DraftTree, cache: KVCache, taps: Taps) -> TargetOutput:
+    def verify(self, tree: DraftTree, cache: BaseKVCache, taps: Taps) -> TargetOutput:
         """Run all nodes of the tree in one forward; the cache is written, not committed.
 
         Raises:
@@ -184,12 +190,12 @@ class TargetModel:
             mask = self._tree_masks(tree, cache, positions_BN)
         return self._forward(tree.tokens_BN, mask, positions_BN, cache, taps)
 
-    def _padding_mask(self, cache: KVCache) -> torch.Tensor:
+    def _padding_mask(self, cache: BaseKVCache) -> torch.Tensor:
         slots_C = torch.arange(cache.visible(1), device=self.device)
         return (slots_C >= torch.tensor(cache.pads, device=self.device)[:, None]).long()
 
     def _tree_masks(
-        self, tree: DraftTree, cache: KVCache, positions_BN: torch.Tensor
+        self, tree: DraftTree, cache: BaseKVCache, positions_BN: torch.Tensor
     ) -> torch.Tensor | dict[str, torch.Tensor]:
         longest = cache.reach(tree.levels)
         return self.masks(cache.mask(tree.mask_BNN), positions_BN, lambda: cache.positions(positions_BN), longest)
@@ -233,7 +239,7 @@ class TargetModel:
         ids_BN: torch.Tensor,
         mask: torch.Tensor | dict[str, torch.Tensor] | None,
         positions_BN: torch.Tensor,
-        cache: KVCache,
+        cache: BaseKVCache,
         taps: Taps,
         last_only: bool = False,
     ) -> TargetOutput:

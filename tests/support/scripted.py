@@ -23,6 +23,8 @@ class ScriptedState:
     entries: list[int]
     features: list[list[torch.Tensor]] = field(default_factory=list)
     ended: set[int] = field(default_factory=set)
+    tree: TreeConfig | None = None
+    candidates: None = None
 
     def keep_rows(self, rows):
         self.rows = [self.rows[row] for row in rows]
@@ -45,7 +47,7 @@ class ScriptedDrafter(nn.Module):
     def start(self, batch, capacity, pads):
         # A restart (recomputation at a rotary switch) begins with the rows that still run.
         rows = list(range(batch))
-        state = ScriptedState(rows, [0] * batch, [[] for _ in self.answers])
+        state = ScriptedState(rows, [0] * batch, [[] for _ in self.answers], tree=self.tree)
         self.states.append(state)
         return state
 

@@ -62,7 +62,6 @@ class Memory:
         return self.accepted / (self.accepted + self.stopped + 1)
 
 
-@dataclass
 class Chooser:
     """Chooses the next step's tree of one generation.
 
@@ -71,27 +70,20 @@ class Chooser:
         costs: seconds of a step.
         memory: of earlier generations; it goes on learning here.
         known: the costs of smaller batches as far as they are known, by rows.
+
+    Attributes:
+        is_plain: whether steps decode plainly, but for probes.
     """
 
-    shapes: Shapes
-    costs: Costs
-    memory: Memory
-    known: Mapping[int, Costs] = field(default_factory=dict)
-    is_plain: bool = field(default=False, init=False)
-    _context: int = field(default=1, init=False)
-    _current: int = field(default=0, init=False)
-    _waited: int = field(default=0, init=False)
-    _interval: int = field(default=FIRST_PROBE, init=False)
-    _doubts: int = field(default=0, init=False)
-    _block: int = field(default=-1, init=False)
-    _seconds_S: np.ndarray = field(init=False)
-    _plain_seconds: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        shapes = self.shapes
+    def __init__(self, shapes: Shapes, costs: Costs, memory: Memory, known: Mapping[int, Costs] | None = None) -> None:
+        self.shapes, self.costs, self.memory, self.known = shapes, costs, memory, known or {}
+        self.is_plain = False
+        self._waited, self._interval = 0, FIRST_PROBE  # plain steps since the last probe, and until the next
+        self._doubts = PATIENCE - 1 if memory.is_plain else 0
+        self._context, self._block = 1, -1
+        self._price()
         middle = np.abs(shapes.nodes - 16) + np.abs(shapes.depths - 4) + (shapes.limit.top_k - shapes.widths)
-        self._current = int(middle.argmin()) if self.memory.gains is None else int(self._rates().argmax())
-        self._doubts = PATIENCE - 1 if self.memory.is_plain else 0
+        self._current = int(middle.argmin()) if memory.gains is None else int(self._rates().argmax())
 
     def next(self, context: int) -> TreeConfig | None:
         """Return the tree of the next step; None decodes one token plainly.
@@ -144,7 +136,7 @@ class Chooser:
         shapes, block = self.shapes, self._context // BLOCK
         if block != self._block:
             self._block, self._plain_seconds = block, self.costs.plain(self._context)
-            self._seconds_S = self.costs.steps(self._context, shapes.nodes, shapes.depths, shapes.widths)
+            self._seconds_S: np.ndarray = self.costs.steps(self._context, shapes.nodes, shapes.depths, shapes.widths)
 
     def _update(self, gains_SW: np.ndarray, tree: TreeConfig) -> None:
         memory = self.memory

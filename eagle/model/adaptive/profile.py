@@ -12,9 +12,9 @@ import torch
 
 from eagle.model.adaptive.costs import Costs
 from eagle.model.configs import TreeConfig
-from eagle.model.draft_state import DraftState
+from eagle.model.draft_state import BaseDraftState
 from eagle.model.drafter import Drafter
-from eagle.model.kv_cache import KVCache
+from eagle.model.kv_cache import BaseKVCache
 from eagle.model.support.measurements import progress_bar
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import DraftTree, from_parents
@@ -38,10 +38,10 @@ class Recorder(Protocol):
     def recorded(self, work: Callable[[], None]) -> Callable[[], None]:
         """Return what replays work on tensors that stay, or the work itself where it cannot be captured."""
 
-    def new_cache(self, target: TargetModel, batch: int, slots: int) -> KVCache:
+    def new_cache(self, target: TargetModel, batch: int, slots: int) -> BaseKVCache:
         """Return an empty cache of the target's for such work."""
 
-    def new_draft_state(self, drafter: Drafter, batch: int, context: int, features_B1F: torch.Tensor) -> DraftState:
+    def new_draft_state(self, drafter: Drafter, batch: int, context: int, features_B1F: torch.Tensor) -> BaseDraftState:
         """Return a state of which a draft reads as many entries as a step's, with `context` cached; it keeps none."""
 
 
@@ -171,7 +171,8 @@ def _draft_seconds(
     widths: tuple[int, ...],
     clock: _Clock,
 ) -> dict[tuple[int, int], float]:
-    state = drafter.start(batch, context + 2, [0] * batch)
+    own = drafter.start(batch, context + 2, [0] * batch)
+    state: BaseDraftState = own
     scratch = target.new_cache(batch, 2, [0] * batch)
     features_B1F = target.verify(_star(batch, 1, target.device), scratch, taps).features_BNF
     assert features_B1F is not None
@@ -183,9 +184,9 @@ def _draft_seconds(
     def run(width: int, depth: int) -> Callable[[], None]:
         def draft() -> None:
             state.tree = TreeConfig(total_token=2, depth=depth, top_k=width)
-            if clock.recorder is None:
-                state.cache.rewind(context, state.cache.capacity)
-                drafter.observe(state, features_B1F, roots_B[:, None], [1] * batch)
+            if state is own:
+                own.cache.rewind(context, own.cache.capacity)
+                drafter.observe(own, features_B1F, roots_B[:, None], [1] * batch)
             drafter.draft(state, roots_B)
 
         return draft

@@ -198,7 +198,8 @@ def _feature_difference(probe: Probe, taps: Taps) -> Difference:
     target, prompt = probe.target, probe.prompt
     tokens_1N = probe.ids_T[None, prompt : prompt + len(PARENTS)]
     cache = target.new_cache(1, prompt + len(PARENTS), [0])
-    target.prefill(probe.ids_T[None, :prompt], None, cache, taps)
+    for _ in target.prefill(probe.ids_T[None, :prompt], None, cache, taps):
+        pass
     tree = probe.tree(tokens_1N)
     features_NF = target.verify(tree, cache, taps).features_BNF
     assert features_NF is not None
@@ -249,7 +250,7 @@ def _ids(probe: Probe) -> Check:
     base = without_defaults(target.model)  # its own penalties would change what is greedy
     wanted = base.generate(ids_1S, attention_mask=mask_1S, generation_config=config)[0, prompt:].tolist()
     cache = target.new_cache(1, prompt + NEW + LEVELS + len(PARENTS), [0])
-    logits_V = target.prefill(ids_1S, None, cache, None)[0]
+    logits_V = target.prefill_logits(ids_1S, None, cache)[0]
     picked, seen, steps = [int(logits_V.argmax())], [logits_V], 0
     while len(picked) < len(wanted) and picked == wanted[: len(picked)]:
         first, second = [*wanted[len(picked) :], 0, 0][:2]

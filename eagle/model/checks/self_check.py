@@ -147,7 +147,7 @@ class Probe:
     def single_tree(self) -> Difference:
         """Compare every node of a tree behind one row with an uncached forward over its path."""
         cache = self.target.new_cache(1, self.prompt + len(PARENTS), [0])
-        self.target.prefill(self.ids_T[None, : self.prompt], None, cache, None)
+        self.target.prefill_logits(self.ids_T[None, : self.prompt], None, cache)
         return self._nodes([self._row(0)], self.ids_T[None, self.prompt : self.prompt + len(PARENTS)], cache)
 
     def committed_rows(self) -> tuple[Difference, Difference]:
@@ -158,7 +158,7 @@ class Probe:
         """
         ids_BS, mask_BS = self._padded()
         cache = self.target.new_cache(2, self.prompt + 2 * len(PARENTS), [0, PADS])
-        self.target.prefill(ids_BS, mask_BS, cache, None)
+        self.target.prefill_logits(ids_BS, mask_BS, cache)
         rows = [self._row(0), self._row(1)]
         nodes = len(PARENTS)
         tokens_BN = self.ids_T[self.prompt : self.prompt + nodes].repeat(2, 1)

@@ -1,26 +1,27 @@
-"""One decode step on device tensors alone, for CUDA-graph replay, and the buffers it reads and writes.
+"""The step buffers of CUDA-graph replay, and the decode step on them, of which the host learns nothing on the way.
 
-The head over the accepted tokens, drafting, verification, the walk and both commits run without the host learning
-anything. What differs from step to step lies in tensors at fixed addresses, so that the step may run as it is or be
-captured once and replayed. The host writes limits and noise before it and reads one tensor after it. Steps of several
-trees may work on the same buffers, in turn.
+What differs from step to step lies in tensors at fixed addresses, so that `run_step` may run as it is or be captured
+once and replayed. The host writes limits and noise before it and reads one tensor after it. Steps of several trees may
+work on the same buffers, in turn.
 
 Shapes: B rows, A path, L levels, V vocabulary, X packed outcome, F feature width.
 """
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 
 import torch
 
 from eagle.model.configs import TreeConfig
-from eagle.model.draft_state import RING, DraftState
+from eagle.model.draft_state import RING, BaseDraftState
 from eagle.model.drafter import Drafter
 from eagle.model.graphs.static_cache import StaticKVCache
 from eagle.model.graphs.static_draft_state import StaticDraftState
-from eagle.model.kv_cache import KVCache
+from eagle.model.kv_cache import BaseKVCache
 from eagle.model.sampling import Noise, Sampler, pick
+from eagle.model.step import Kept, Stage, run_step
 from eagle.model.target import Taps, TargetModel
-from eagle.model.tree import Candidates, DraftTree, root_only
+from eagle.model.tree import Candidates, DraftTree
 from eagle.model.verify import Acceptance, HostAcceptance, accept_greedy, accept_sampled
 
 
@@ -62,6 +63,7 @@ class StepBuffers:
         drafter: Drafter | None,
         batch: int,
         bucket: int,
+        *,
         captures: bool = True,
         adapts: bool = False,
         key: Hashable = None,
@@ -80,14 +82,14 @@ class StepBuffers:
         """Tell whether a step has room where the longest row uses `length` slots."""
         return length + self._room <= self.bucket
 
-    def load(self, cache: KVCache, draft_state: DraftState | None, roots_B: torch.Tensor) -> None:
+    def load(self, cache: BaseKVCache, draft_state: BaseDraftState | None, roots_B: torch.Tensor) -> None:
         """Go on where another stream stands; between steps only."""
         self.cache.copy_from(cache)
         self.roots_B.copy_(roots_B)
         if self.drafter is None or draft_state is None:
             return
         if self.draft_state is None:
-            head, features_BAF = self.drafter.head, draft_state.observed[0]
+            head, features_BAF = self.drafter.head, draft_state.waiting()[0]
             own = StaticKVCache(head.layers_count, len(roots_B), self.bucket, None, head.device)
             places = max(RING, self.levels) if self.adapts else self.levels
             zeros_BTF = features_BAF.new_zeros(len(roots_B), places, features_BAF.shape[-1])
@@ -124,7 +126,7 @@ class StepBuffers:
         """What a step changes beyond undecided slots."""
         moving = [self.roots_B, self.cache.lengths_B]
         state = self.draft_state
-        return moving if state is None else [*moving, state.bucket.lengths_B, state.counts_B, *state.entries]
+        return moving if state is None else [*moving, state.cache.lengths_B, state.counts_B, *state.entries]
 
     def saved(self) -> list[torch.Tensor]:
         """Return what `restore` needs to let the next step be run again."""
@@ -139,13 +141,13 @@ class StepBuffers:
 
 
 class DeviceStep:
-    """A decode step on step buffers; calling it queues the work and waits for nothing.
+    """A decode step on step buffers; calling it queues the work and waits for nothing. It is a `StepTensors`.
 
     Args:
         buffers: what it works on.
         taps: which features the drafter reads.
         sampler: stateless; only its processors are used, the noise is theirs.
-        shape: the tree to draft; None decodes one token plainly, and keeps the features if there is a drafter.
+        shape: the tree to draft, as in `run_step`.
 
     Attributes:
         key: equal for steps of all shapes that are refused together.
@@ -154,9 +156,12 @@ class DeviceStep:
     """
 
     def __init__(
-        self, buffers: StepBuffers, taps: Taps, sampler: Sampler, shape: TreeConfig | None, key: Hashable
+        self, buffers: StepBuffers, taps: Taps, sampler: Sampler, *, shape: TreeConfig | None, key: Hashable
     ) -> None:
-        self.buffers, self.taps, self.shape, self.key = buffers, taps, shape, key
+        self.buffers, self.shape, self.key = buffers, shape, key
+        self.target, self.drafter, self.roots_B = buffers.target, buffers.drafter, buffers.roots_B
+        self.taps = taps if buffers.drafter is not None else None
+        self.cache, self.draft_state = buffers.cache, buffers.draft_state
         self.samples = sampler.noise is not None
         self.sampler = Sampler(sampler.processors, None)
         self.replay: Callable[[], None] | None = None
@@ -164,53 +169,45 @@ class DeviceStep:
         self._walk, self._width = 2 * self.levels + 1, 0
         self._outputs: list[torch.Tensor] = []
 
-    def __call__(self) -> None:
+    def __call__(self, stage: Stage = lambda name: nullcontext()) -> None:
         """Draft, verify, accept and commit once."""
-        buffers = self.buffers
-        tree = self._draft()
-        output = buffers.target.verify(tree, buffers.cache, self.taps if buffers.drafter is not None else None)
-        acceptance = self._accept(tree, output.logits_BNV)
-        self._publish(acceptance, tree, buffers.draft_state)
-        # A row that has ended keeps nothing and stays where it is.
-        counts_B = (acceptance.n_accepted_B + 1) * buffers.active_B
-        buffers.cache.commit_on_device(acceptance.path_BA, counts_B)
-        buffers.roots_B.copy_(acceptance.next_token_B)
-        if buffers.draft_state is not None and output.features_BNF is not None:
-            index_BAF = acceptance.path_BA[..., None].expand(-1, -1, output.features_BNF.shape[-1])
-            features_BAF = output.features_BNF.gather(1, index_BAF)
-            keep = buffers.draft_state.append if self.shape is None else buffers.draft_state.observe
-            keep(features_BAF, acceptance.tokens_BA, counts_B)
+        run_step(self, self.shape, stage)
 
     @property
     def levels(self) -> int:
         """Most nodes on one path, root included."""
         return self.shape.levels if self.shape is not None else 1
 
-    def _draft(self) -> DraftTree:
-        buffers = self.buffers
-        if self.shape is None:
-            return root_only(buffers.roots_B)
-        assert buffers.drafter is not None and buffers.draft_state is not None
-        buffers.draft_state.tree = self.shape
-        return buffers.drafter.draft(buffers.draft_state, buffers.roots_B).limited(buffers.deepest_B)
+    def limited(self, tree: DraftTree) -> DraftTree:
+        """Return the tree without what a row may not accept."""
+        return tree.limited(self.buffers.deepest_B)
 
-    def _accept(self, tree: DraftTree, logits_BNV: torch.Tensor) -> Acceptance:
+    def accept(self, tree: DraftTree, logits_BNV: torch.Tensor) -> Kept:
+        """Walk on the device and write the outcome where the host finds it."""
         if self.sampler.is_plain_greedy and not self.samples:
-            return accept_greedy(tree, logits_BNV.argmax(-1))
-        return accept_sampled(tree, logits_BNV, self._pick)
+            acceptance = accept_greedy(tree, logits_BNV.argmax(-1))
+        else:
+            acceptance = accept_sampled(tree, logits_BNV, self._pick)
+        self._publish(acceptance, tree)
+        # A row that has ended keeps nothing and stays where it is.
+        return Kept(acceptance, (acceptance.n_accepted_B + 1) * self.buffers.active_B)
+
+    def root_at(self, tokens_B: torch.Tensor) -> None:
+        """Make the bonus tokens the next roots."""
+        self.roots_B.copy_(tokens_B)
 
     def _pick(self, logits_BV: torch.Tensor, level: int) -> torch.Tensor:
         noise_LBV = self.buffers.noise_LBV if self.samples else None
         return pick(self.sampler.scores(logits_BV), None if noise_LBV is None else noise_LBV[level])
 
-    def _publish(self, acceptance: Acceptance, tree: DraftTree, state: DraftState | None) -> None:
+    def _publish(self, acceptance: Acceptance, tree: DraftTree) -> None:
         """Write the outcome where the host finds it after a replay too."""
         nodes = (tree.tokens_BN, tree.parents_BN, tree.depths_BN, tree.mask_BNN, tree.scores_BN)
         outcome = [acceptance.to_tensor()]
         if self.buffers.adapts and self.shape is not None:
-            assert state is not None and state.candidates is not None
-            self._width = state.candidates.width
-            outcome.append(state.candidates.to_tensor())
+            assert self.draft_state is not None and self.draft_state.candidates is not None
+            self._width = self.draft_state.candidates.width
+            outcome.append(self.draft_state.candidates.to_tensor())
         fresh = [torch.cat(outcome, 1), *nodes]
         if not self._outputs:
             self._outputs = [tensor.clone() for tensor in fresh]
@@ -227,15 +224,12 @@ class DeviceStep:
         """What two runs from the same state must agree on: the walk and every count and token it moves."""
         return [self.outcome_BX[:, : self._walk], *(t for t in self.buffers.moving if not t.is_floating_point())]
 
-    def read(self) -> HostAcceptance:
-        """Copy the outcome to the host, the only wait of a step; candidates go to where a draft leaves them."""
-        outcome_BX, state = self.outcome_BX.to("cpu", copy=True), self.buffers.draft_state
-        if state is not None:
-            state.candidates = None
-            if self.shape is not None and self._width:
-                looked_BX = outcome_BX[:, self._walk :]
-                state.tree, state.candidates = self.shape, Candidates.from_tensor(looked_BX, self._width)
-        return HostAcceptance.from_tensor(outcome_BX[:, : self._walk])
+    def read(self) -> tuple[HostAcceptance, Candidates | None]:
+        """Copy the outcome to the host, the only wait of a step; candidates are there where trees differ."""
+        outcome_BX = self.outcome_BX.to("cpu", copy=True)
+        looked_BX = outcome_BX[:, self._walk :]
+        candidates = Candidates.from_tensor(looked_BX, self._width) if self._width else None
+        return HostAcceptance.from_tensor(outcome_BX[:, : self._walk]), candidates
 
     def tree(self) -> DraftTree:
         """Return a copy of the tree the last step has verified."""

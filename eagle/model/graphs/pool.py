@@ -22,6 +22,7 @@ from eagle.model.graphs.device_step import DeviceStep, StepBuffers, room
 from eagle.model.graphs.static_cache import StaticKVCache
 from eagle.model.graphs.static_draft_state import StaticDraftState
 from eagle.model.sampling import Sampler
+from eagle.model.step import Stage
 from eagle.model.target import Taps, TargetModel
 
 logger = logging.getLogger(__name__)
@@ -122,20 +123,28 @@ class GraphPool:
     def __deepcopy__(self, memo: dict[int, Any]) -> "GraphPool":
         return GraphPool(self.backend, self.first_bucket)
 
-    def take(self, target: TargetModel, drafter: Drafter | None, batch: int, length: int, adapts: bool) -> StepBuffers:
-        """Lend step buffers for rows of `length` slots; steps on it may be captured if no other is lent."""
+    def take(
+        self, target: TargetModel, drafter: Drafter | None, batch: int, length: int, *, adapts: bool
+    ) -> StepBuffers:
+        """Lend step buffers for rows of `length` slots; steps on them may be captured if no others are lent."""
         with self._lock:
             is_first, self._is_lent = not self._is_lent, True
-        return self._buffers_for(target, drafter, batch, length, is_first, adapts)
+        return self._buffers_for(target, drafter, batch, length, captures=is_first, adapts=adapts)
 
     def grown(self, buffers: StepBuffers, length: int) -> StepBuffers:
         """Return larger buffers that go on where these stand, and keep these for another call."""
         buffers.make_ready(drafts=True)
         batch = len(buffers.roots_B)
-        larger = self._buffers_for(buffers.target, buffers.drafter, batch, length, buffers.captures, buffers.adapts)
+        kinds = {"captures": buffers.captures, "adapts": buffers.adapts}
+        larger = self._buffers_for(buffers.target, buffers.drafter, batch, length, **kinds)
         larger.load(buffers.cache, buffers.draft_state, buffers.roots_B)
         self._keep(buffers)
         return larger
+
+    def bucket(self, buffers: StepBuffers, length: int) -> int:
+        """Return the slots of the buffers on which the step after `length` slots runs: these, or what they grow to."""
+        slots = length + room(buffers.drafter)
+        return buffers.bucket if buffers.holds(length) else self._bucket(slots, buffers.target, buffers.drafter)
 
     def give(self, buffers: StepBuffers) -> None:
         """Take step buffers back."""
@@ -144,7 +153,7 @@ class GraphPool:
             self._is_lent = False
 
     def _buffers_for(
-        self, target: TargetModel, drafter: Drafter | None, batch: int, length: int, captures: bool, adapts: bool
+        self, target: TargetModel, drafter: Drafter | None, batch: int, length: int, *, captures: bool, adapts: bool
     ) -> StepBuffers:
         bucket = self._bucket(length + room(drafter), target, drafter)
         modules = (target.model,) if drafter is None else (target.model, drafter)
@@ -153,7 +162,7 @@ class GraphPool:
             kept = self._kept.pop(key, None) if captures else None
         if kept is not None:
             return kept
-        return StepBuffers(target, drafter, batch, bucket, captures, adapts, key)
+        return StepBuffers(target, drafter, batch, bucket, captures=captures, adapts=adapts, key=key)
 
     def _keep(self, buffers: StepBuffers) -> None:
         if not buffers.captures:
@@ -178,7 +187,7 @@ class GraphPool:
         kind = step_key(buffers.drafter, sampler)
         key = (shape, kind)
         if key not in buffers.steps:
-            buffers.steps[key] = DeviceStep(buffers, taps, sampler, shape, kind)
+            buffers.steps[key] = DeviceStep(buffers, taps, sampler, shape=shape, key=kind)
             while len(buffers.steps) > STEPS:
                 del buffers.steps[next(iter(buffers.steps))]
         return buffers.steps[key]
@@ -187,17 +196,19 @@ class GraphPool:
         """Tell whether such a step has turned out to be no graph."""
         return step_key(drafter, sampler) in self._refused
 
-    def run(self, step: DeviceStep) -> bool:
+    def run(self, step: DeviceStep, stage: Stage) -> bool:
         """Take a step, by replaying its graph where that can be trusted; tell whether later ones will take as long."""
         is_refused = step.key in self._refused
         if is_refused or not step.buffers.captures:
-            step()
+            step(stage)
             return is_refused
         if step.unchecked:
-            self._rehearsed(step)
+            with stage("capture"):
+                self._rehearsed(step)
             return False
         assert step.replay is not None
-        step.replay()
+        with stage("replay"):
+            step.replay()
         return True
 
     def recorded(self, work: Callable[[], None]) -> Callable[[], None]:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import torch
 
-from eagle.model.kv_cache import KVCache
+from eagle.model.kv_cache import BaseKVCache
 
 
-class StaticKVCache(KVCache):
-    """Keys and values in buffers of a fixed size; arguments as in `KVCache`.
+class StaticKVCache(BaseKVCache):
+    """Keys and values in buffers of a fixed size for rows that never leave; arguments as in `BaseKVCache`.
 
     Args:
         device: where the counts are.
@@ -68,33 +68,24 @@ class StaticKVCache(KVCache):
         self.lengths_B.add_(counts_B)
         self.drop_undecided()
 
-    def commit_on_device(self, path_BA: torch.Tensor, counts_B: torch.Tensor) -> None:
-        """Move the accepted path to the front of the undecided entries and keep `counts_B` of it.
+    def commit(self, path_BA: torch.Tensor, counts: torch.Tensor, in_place: bool = False) -> None:
+        """Move the accepted path to the front of the undecided entries and keep `counts[b]` of it.
 
         Args:
-            path_BA: node numbers, padded with any valid node.
-            counts_B: accepted nodes per row, root included; 0 leaves a row where it is.
+            counts: a tensor [B]; 0 leaves a row where it is.
         """
-        self._move_all(path_BA)
-        self.advance_on_device(counts_B)
+        if not in_place:
+            self._move_all(path_BA)
+        self.advance_on_device(counts)
 
     def sync_host(self, counts: Sequence[int]) -> None:
         """Tell the host what a step has kept of every row."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
-    def rewind(self, length: int, capacity: int) -> None:
-        """Keep the first entries of every row; between steps only."""
-        super().rewind(length, capacity)
-        self._publish()
-
-    def copy_from(self, other: KVCache) -> None:
+    def copy_from(self, other: BaseKVCache) -> None:
         """Hold what another cache of the same rows has committed, and nothing else; between steps only."""
         super().copy_from(other)
         self._publish()
-
-    def keep_rows(self, rows: Sequence[int]) -> None:
-        """Refuse: the shape of a step is fixed, rows that have ended stay and no longer advance."""
-        raise RuntimeError("rows cannot leave a cache of a fixed shape")
 
     def _publish(self) -> None:
         self.lengths_B.copy_(torch.tensor(self.lengths))

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 import torch
 
 from eagle.model.configs import TreeConfig
-from eagle.model.draft_state import DraftState, Observed, at_rows
+from eagle.model.draft_state import BaseDraftState, Observed, at_rows
 from eagle.model.drafter import Drafter
 from eagle.model.graphs.static_cache import StaticKVCache
+from eagle.model.tree import Candidates
 
 
-class StaticDraftState(DraftState):
+class StaticDraftState(BaseDraftState):
     """A stream's drafting with room for T entries and their counts on the device.
 
     Args:
@@ -31,17 +32,16 @@ class StaticDraftState(DraftState):
     """
 
     def __init__(self, tree: TreeConfig, cache: StaticKVCache, width: int, features_BTF: torch.Tensor) -> None:
-        super().__init__(tree, cache)
+        self.tree, self.cache, self.width = tree, cache, width
+        self.candidates: Candidates | None = None
         batch, self.places, _ = features_BTF.shape
         tokens_BT = torch.zeros(batch, self.places, dtype=torch.int64, device=features_BTF.device)
         self.entries = features_BTF, tokens_BT
         self._counts = [0] * batch
-        self.bucket, self.width = cache, width
         self.counts_B = torch.zeros_like(tokens_BT[:, 0])
 
-    @property
-    def observed(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first A entries: those beyond the real ones are undecided and leave no trace."""
+    def waiting(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the first A entries: those beyond the real ones are undecided and leave no trace."""
         features_BTF, tokens_BT = self.entries
         return features_BTF[:, : self.width], tokens_BT[:, : self.width]
 
@@ -51,33 +51,33 @@ class StaticDraftState(DraftState):
         return self._counts
 
     def commit(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
-        """Keep what the head has read of the real entries; return what it made [B, D] of every row's last one."""
-        self.bucket.advance_on_device(self.counts_B)
-        return at_rows(hidden_BTD, (self.counts_B - 1).clamp(min=0).to(hidden_BTD.device))
+        """Keep what the head has read of the real entries; nothing waits any more."""
+        self.cache.advance_on_device(self.counts_B)
+        last_BD = at_rows(hidden_BTD, (self.counts_B - 1).clamp(min=0).to(hidden_BTD.device))
+        self.counts_B.zero_()
+        return last_BD
 
-    def observe(self, features_BWF: torch.Tensor, tokens_BW: torch.Tensor, counts_B: torch.Tensor) -> None:
-        """Hold W entries, of which `counts_B` are real, and no others."""
-        for static, new in zip(self.entries, (features_BWF, tokens_BW), strict=True):
-            static[:, : new.shape[1]].copy_(new)
-        self.counts_B.copy_(counts_B)
+    def is_full(self, entries: int) -> bool:
+        """Say no: `make_ready` has made room before the step."""
+        return False
 
-    def append(self, features_B1F: torch.Tensor, tokens_B1: torch.Tensor, counts_B: torch.Tensor) -> None:
-        """Put one entry behind those of every row and count it where `counts_B` is 1."""
+    def observe(self, features_BWF: torch.Tensor, tokens_BW: torch.Tensor, counts: torch.Tensor) -> None:
+        """Hold W more entries behind those that wait; `counts` is a tensor [B]."""
         features_BTF, tokens_BT = self.entries
-        place_B1 = self.counts_B[:, None]
-        features_BTF.scatter_(1, place_B1[..., None].expand_as(features_B1F), features_B1F)
-        tokens_BT.scatter_(1, place_B1, tokens_B1)
-        self.counts_B.add_(counts_B)
+        places_BW = self.counts_B[:, None] + torch.arange(tokens_BW.shape[1], device=tokens_BT.device)
+        features_BTF.scatter_(1, places_BW[..., None].expand_as(features_BWF), features_BWF)
+        tokens_BT.scatter_(1, places_BW, tokens_BW)
+        self.counts_B.add_(counts)
 
-    def load(self, other: DraftState) -> None:
+    def load(self, other: BaseDraftState) -> None:
         """Go on where another stream's drafting stands, which has no more waiting than a draft reads."""
-        self.bucket.copy_from(other.cache)
-        self._hold(Observed(*other.observed, other.counts))
+        self.cache.copy_from(other.cache)
+        self._hold(Observed(*other.waiting(), other.counts))
 
     def sync_host(self, counts: Sequence[int], has_drafted: bool) -> None:
         """Tell the host whether the head has read what was observed, and how much has been observed since."""
         if has_drafted:
-            self.bucket.sync_host(self._counts)
+            self.cache.sync_host(self._counts)
             self._counts = list(counts)
         else:
             self._counts = [waiting + count for waiting, count in zip(self._counts, counts, strict=True)]
@@ -99,15 +99,15 @@ class StaticDraftState(DraftState):
         place_B1F = place_B1[..., None].expand(-1, -1, features_BTF.shape[-1])
         ones = [min(count, 1) for count in self._counts]
         newest = Observed(features_BTF.gather(1, place_B1F), tokens_BT.gather(1, place_B1), ones)
-        backlog, width = DraftState(self.tree, self.bucket, [newest]), drafter.tree.scratch
+        width = drafter.tree.scratch
         for start in range(0, max(older), width):
             counts = [min(max(0, count - start), width) for count in older]
-            seen = slice(start, start + width)
-            backlog.pending.insert(0, Observed(features_BTF[:, seen], tokens_BT[:, seen], counts))
-            drafter.catch_up(backlog)
+            piece = slice(start, start + max(counts))
+            drafter.read(self.cache, features_BTF[:, piece], tokens_BT[:, piece])
+            self.cache.advance(counts)
         self._hold(newest)
 
     def _hold(self, seen: Observed) -> None:
         self._counts = list(seen.counts)
-        counts_B = torch.tensor(self._counts, device=self.counts_B.device)
-        self.observe(seen.features_BAF, seen.tokens_BA, counts_B)
+        self.counts_B.zero_()
+        self.observe(seen.features_BAF, seen.tokens_BA, torch.tensor(self._counts, device=self.counts_B.device))

@@ -1,0 +1,96 @@
+"""A target and a head that fits it, checked, loaded and ready to draft: what stands before there is an `EaModel`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from eagle.model.adaptive.chooser import Adaptation
+from eagle.model.adaptive.profile import Recorder
+from eagle.model.checks.diagnosis import checked_target
+from eagle.model.configs import TreeConfig, tapped_layers
+from eagle.model.dialects.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights, share
+from eagle.model.drafter import Drafter
+from eagle.model.head import DraftHead, EagleHead
+from eagle.model.support.gradients import without_gradients
+from eagle.model.support.prepack import PrepackedLinears, packed
+from eagle.model.target import Taps, TargetModel
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and the drafter of its head.
+
+    Attributes:
+        target: the base model.
+        drafter: grows trees.
+        taps: which features the drafter reads.
+    """
+
+    target: TargetModel
+    drafter: Drafter
+    taps: Taps
+
+    @property
+    def is_eagle3(self) -> bool:
+        """Whether the head reads several layers."""
+        return self.taps != "last"
+
+    def packed(self) -> tuple[PrepackedLinears, ...]:
+        """Pack the linear layers of both for this processor."""
+        self.target.packed, self.drafter.packed = packed(self.target.model), packed(self.drafter.head)
+        return self.target.packed, self.drafter.packed
+
+    def adaptation(self, recorder: Recorder | None) -> Adaptation:
+        """Return what chooses trees, its costs for one row measured now rather than in the first call."""
+        adaptation = Adaptation(self.target, self.drafter, self.taps, recorder)
+        with without_gradients():
+            adaptation.chooser(1)
+        return adaptation
+
+
+def load_pair(
+    base_model: Any,
+    ea_model_path: str,
+    trees: TreeConfig,
+    *,
+    use_eagle3: bool | None = None,
+    state: Mapping[str, torch.Tensor] | None = None,
+    hub: Mapping[str, Any],
+) -> Pair:
+    """Check a base model, load a head for it and join them.
+
+    Args:
+        base_model: a loaded causal LM, or a PEFT wrapper of one.
+        ea_model_path: folder or Hub id of the head.
+        trees: how trees grow.
+        use_eagle3: the kind of head that is expected; None takes either.
+        state: the head's tensors, where they are loaded already.
+        hub: keywords of the head's download.
+
+    Raises:
+        ValueError, FileNotFoundError, NotImplementedError: as `EaModel` raises them.
+    """
+    unknown = sorted(set(hub) - set(HUB_KEYWORDS))
+    if unknown:
+        raise TypeError(f"unknown arguments {unknown}; beyond the signature: {sorted(HUB_KEYWORDS)}")
+    target = checked_target(base_model)
+    config = read_config(ea_model_path, **hub)
+    # The weights are not kept in a variable: the head copies them.
+    head = build_head(config, state if state is not None else read_weights(ea_model_path, **hub), target.config)
+    _check_kind(head, ea_model_path, trees, use_eagle3)
+    taps: Taps = "last" if isinstance(head, EagleHead) else tapped_layers(head.config, len(target.layers))
+    head.to(device=target.device, dtype=target.model.dtype)
+    share(head, target.model)
+    drafter = Drafter(head, trees, target.embed, target.output_logits)
+    drafter.eval()
+    return Pair(target, drafter, taps)
+
+
+def _check_kind(head: DraftHead, path: str, trees: TreeConfig, use_eagle3: bool | None) -> None:
+    widest = max((rank for level in trees.static or () for rank in level.rank), default=0)
+    if widest >= head.draft_size:
+        raise ValueError(f"tree has a child of rank {widest}, the head drafts only {head.draft_size} tokens")
+    if use_eagle3 is not None and use_eagle3 == isinstance(head, EagleHead):
+        raise ValueError(f"use_eagle3={use_eagle3}, but {path!r} holds an {head.kind} head")
