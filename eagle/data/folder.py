@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from eagle.chat import RowError
 from eagle.data.samples import Sample
 from eagle.data.shards import Texts, read_document, shard_path
+from eagle.files import differing, sweep, whole_file, write_text
 
 FORMAT = 1
 SHOWN = 5
@@ -79,13 +80,11 @@ def write_shard(path: Path, samples: Sequence[Sample], settings: dict[str, Any],
         "mask": np.concatenate([sample.mask for sample in samples]),
         "ends": np.cumsum([len(sample) for sample in samples], dtype=np.int64),
     }
-    unfinished = path.with_suffix(".tmp")
-    # One entry: several would be written in any order, and the same data would not be the same bytes.
     try:
-        save_file(tensors, unfinished, {"made": json.dumps({"settings": settings, "counts": asdict(counts)})})
-        unfinished.replace(path)
+        with whole_file(path) as unfinished:
+            # One entry: several would be written in any order, and the same data would not be the same bytes.
+            save_file(tensors, unfinished, {"made": json.dumps({"settings": settings, "counts": asdict(counts)})})
     except (OSError, SafetensorError) as failure:
-        unfinished.unlink(missing_ok=True)
         raise OSError(
             f"{path} could not be written ({failure}): with more room the same command goes on after what is there"
         ) from failure
@@ -112,19 +111,14 @@ def check_settings(folder: Path, made: dict[str, Any], settings: dict[str, Any])
     Raises:
         ValueError: they differ; the message says where.
     """
-    differing = [
-        f"{name}={made.get(name)!r}, now {value!r}" for name, value in settings.items() if made.get(name) != value
-    ]
-    if differing:
-        raise ValueError(f"{folder} was made with {'; '.join(differing)}: choose another folder, or delete it")
+    if others := differing(made, settings):
+        raise ValueError(f"{folder} was made with {others}: choose another folder, or delete it")
 
 
 def write_summary(folder: Path, settings: dict[str, Any], counts: Counts, shards: int) -> None:
     """Write `data.json`: the folder is finished."""
-    unfinished = folder / f"{SUMMARY}.tmp"
     document = {"format": FORMAT, **settings, **asdict(counts), "shards": shards}
-    unfinished.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(folder / SUMMARY)
+    write_text(folder / SUMMARY, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -150,6 +144,7 @@ class Writer:
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
         self.folder, self.settings = folder, settings
         self.shards, self.counts = unfinished_run(folder, settings)
         self._held: list[Sample] = []

@@ -20,7 +20,7 @@ from eagle.chat import Message, RowError, Template, from_the_user
 from eagle.data.samples import Sample, conversation_samples, prompt_ids
 from eagle.model.ea_model import EaModel
 from eagle.model.support.loading import load_base
-from eagle.model.support.properties import last_position
+from eagle.model.support.properties import last_position, token_ids
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -238,8 +238,7 @@ class AnswerGenerator:
 
 def ends_of(defaults: GenerationConfig, tokenizer: Any, template: Template) -> list[int]:
     """Return the ids that end an answer: the model's own, and the added token that ends the template's turns."""
-    own = defaults.eos_token_id
-    ends = [] if own is None else [own] if isinstance(own, int) else list(own)
+    ends = token_ids(defaults.eos_token_id)
     try:
         messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
         sample = conversation_samples(tokenizer, template, messages)[-1]

@@ -16,6 +16,7 @@ from eagle.evaluation.prompts import Prompt
 from eagle.model.call.reference import without_defaults
 from eagle.model.ea_model import EaModel
 from eagle.model.stats import GenerationStats
+from eagle.model.support.properties import token_ids
 
 GENERATE, PLAIN, LOOKUP = "generate", "plain decoding", "prompt lookup"
 BASELINES = (GENERATE, PLAIN)
@@ -92,7 +93,7 @@ class _FirstToken(BaseStreamer):
 def _generate(base: Any, name: str, temperature: float, **extra: Any) -> Method:
     known = base.generation_config
     eos = known.eos_token_id
-    ends = frozenset([] if eos is None else [eos] if isinstance(eos, int) else eos)
+    ends = frozenset(token_ids(eos))
     pad = known.pad_token_id if known.pad_token_id is not None else min(ends, default=0)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
     neutral = without_defaults(base)  # penalties and samplers of its own would measure something else

@@ -15,6 +15,7 @@ import transformers
 
 import eagle
 from eagle.evaluation.measure import Row
+from eagle.files import write_text
 from eagle.model.stats import STAGES
 from eagle.model.support.measurements import processor_name
 
@@ -108,7 +109,7 @@ def write_json(args: argparse.Namespace, results: dict[str, Any]) -> None:
     if args.json is not None:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         document = {"provenance": provenance(), "settings": settings, **results}
-        args.json.write_text(json.dumps(_plain(document), indent=1, allow_nan=False) + "\n")
+        write_text(args.json, json.dumps(_plain(document), indent=1, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:

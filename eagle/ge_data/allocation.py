@@ -22,7 +22,8 @@ from transformers.utils import logging as transformers_logging
 
 from eagle.data.features import SUMMARY
 from eagle.data.folder import load
-from eagle.ge_data.disk import check_room, sweep
+from eagle.files import sweep
+from eagle.ge_data.disk import check_room
 from eagle.ge_data.doors import output, write_doors
 from eagle.ge_data.plan import DTYPES, Plan, planned
 from eagle.ge_data.shards import write_shard
@@ -185,13 +186,15 @@ def allocate(plan: Plan, part: tuple[int, int], processes: int, options: dict[st
         # The whole folder's need: the other parts go to the same disk.
         check_room(plan.folder, plan.size(plan.missing, not plan.doors.exists()))
         plan.folder.mkdir(parents=True, exist_ok=True)
-        sweep(files)
+        for file in files:
+            sweep(file.parent, file.name)
         there, total = plan.tokens(set(own) - set(plan.missing)), plan.tokens(own)
         try:
             with tqdm(total=total, initial=there, unit=" tokens", unit_scale=True, mininterval=1) as bar:
                 run(works, bar)
         finally:
-            sweep(files)
+            for file in files:
+                sweep(file.parent, file.name)
     if lost := [path.name for path in files if not path.exists()]:
         raise RuntimeError(f"{', '.join(lost[:3])} not written: a process was stopped; the same command goes on")
     if plan.missing or not plan.doors.exists():

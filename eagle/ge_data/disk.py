@@ -1,14 +1,14 @@
-"""Files that appear whole or not at all, on a disk that may be too small."""
+"""Files of tensors on a disk that may be too small."""
 
 import logging
-import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+
+from eagle.files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -48,34 +48,12 @@ def write(path: Path, tensors: dict[str, torch.Tensor], about: str) -> None:
     Raises:
         OSError: the disk is full, or fails; nothing of the file is left.
     """
-    # A name of this process: what another one, believed dead, is still writing is never renamed by this one.
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        # One entry: safetensors writes several in any order.
-        save_file(tensors, unfinished, {"about": about})
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())  # Where disks are remote only this says that there was no room.
-        unfinished.replace(path)
+        with whole_file(path) as unfinished:
+            # One entry: safetensors writes several in any order.
+            save_file(tensors, unfinished, {"about": about})
     except (OSError, SafetensorError) as failure:
         raise OSError(
             f"{path} could not be written, {readable(free(path.parent))} are free ({failure}): nothing of it is left; "
             "with more room the same command goes on after what is there"
         ) from failure
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file."""
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
-
-
-def sweep(paths: Iterable[Path]) -> None:
-    """Delete what processes that were killed have left of these files of one folder."""
-    places = {(path.parent, path.stem) for path in paths}
-    for folder in {folder for folder, _ in places}:
-        for unfinished in folder.glob("*.tmp"):
-            if (folder, unfinished.name.partition(".")[0]) in places:
-                unfinished.unlink(missing_ok=True)

@@ -3,13 +3,11 @@
 Shapes: V rows of the embeddings, D hidden width.
 """
 
-from typing import Any
-
 import torch
-from torch import nn
 
 from eagle.ge_data.disk import write
 from eagle.ge_data.plan import Plan
+from eagle.model.support.output_transform import output_matrix
 from eagle.model.target import TargetModel
 
 CHUNK = 4096  # tokens embedded at once
@@ -42,15 +40,13 @@ def output(target: TargetModel) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: the module is no matrix whose numbers lie in memory as they are multiplied.
     """
+    weight = output_matrix(target.model)
     module = target.model.get_output_embeddings()
-    weight: Any = getattr(module, "weight", None)
-    # Quantised weights are of types of their own; offloaded ones are on meta.
-    plain = type(weight) in (torch.Tensor, nn.Parameter) and weight.is_floating_point() and not weight.is_meta
-    if not plain or type(module).forward is not nn.Linear.forward:
-        what = "offloaded" if getattr(weight, "is_meta", False) else type(module).__name__
+    if weight is None:
+        what = "offloaded" if getattr(getattr(module, "weight", None), "is_meta", False) else type(module).__name__
         raise ValueError(
             f"the target's output matrix cannot be read ({what}): load it unquantised and whole, or store what it says "
             "with --top-logits"
         )
-    found = {"output": weight.detach().cpu().contiguous().clone()}
+    found = {"output": weight.cpu().contiguous().clone()}
     return found if module.bias is None else found | {"bias": module.bias.detach().cpu().clone()}

@@ -19,7 +19,8 @@ from transformers import AutoConfig
 from eagle.data.features import DOORS, FORMAT, SUMMARY, read_summary
 from eagle.data.folder import check_settings, load
 from eagle.data.shards import shard_path
-from eagle.ge_data.disk import readable, write_text
+from eagle.files import write_text
+from eagle.ge_data.disk import readable
 from eagle.model.configs import EConfig, tapped_layers, text_config
 from eagle.model.support.output_transform import transform_of
 from eagle.model.target import Taps

@@ -11,6 +11,9 @@ from transformers import LlamaConfig, PreTrainedConfig
 from eagle.model.choices import mc_sim_7b_63
 from eagle.model.tree import StaticLevel, static_levels
 
+# Fields of an EAGLE-3 head that change its arithmetic (EAGLE-3.1), all off in EAGLE-3 itself.
+EAGLE3_FLAGS = ("norm_before_fc", "fc_norm", "norm_before_residual", "norm_output")
+
 
 class EConfig(LlamaConfig):  # type: ignore[misc]
     """Configuration of a draft head: Llama fields of its decoder layer plus what EAGLE adds.

@@ -19,6 +19,8 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from eagle.files import differing, finish_folder, unfinished_folder
+
 try:
     import fcntl
 except ImportError:  # on Windows nobody is kept out
@@ -69,13 +71,8 @@ class Checkpoints:
         with _readable(whole[-1]):
             saved = json.loads((whole[-1] / RUN).read_text())
         made, now = saved["identity"], json.loads(json.dumps(self.identity))
-        differing = [
-            f"{name}={made.get(name)!r}, now {value!r}" for name, value in now.items() if made.get(name) != value
-        ]
-        if differing:
-            raise ValueError(
-                f"{self.folder} belongs to a run with {'; '.join(differing)}: choose another folder, or delete it"
-            )
+        if others := differing(made, now):
+            raise ValueError(f"{self.folder} belongs to a run with {others}: choose another folder, or delete it")
         with _readable(whole[-1]):
             self.accelerator.load_state(str(whole[-1]))
         # Its count of micro-batches goes on from one of another size where a batch is now divided otherwise.
@@ -91,10 +88,9 @@ class Checkpoints:
             OSError: it could not be written, on a full disk for instance.
         """
         place = self.folder / f"step_{point.step:08d}"
-        unfinished = place.with_suffix(".tmp")
+        unfinished = place.with_name(f"{place.name}.tmp")
         if self.accelerator.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
+            unfinished_folder(place)
         self.accelerator.wait_for_everyone()
         try:
             self.accelerator.save_state(str(unfinished))
@@ -107,8 +103,7 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             document = {"point": asdict(point), "identity": self.identity}
             (unfinished / RUN).write_text(json.dumps(document, indent=1) + "\n")
-            shutil.rmtree(place, ignore_errors=True)
-            unfinished.rename(place)
+            finish_folder(unfinished, place)
             for old in self._whole()[: -self.keep]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()

@@ -13,10 +13,11 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from eagle.model.configs import EConfig, tapped_layers, text_config
+from eagle.files import is_local, write_text
+from eagle.model.configs import EAGLE3_FLAGS, EConfig, tapped_layers, text_config
 
 KINDS = ("eagle", "eagle3")
-EAGLE3 = ("norm_before_fc", "fc_norm", "norm_before_residual", "norm_output", "tap_layers", "target_hidden_size")
+EAGLE3 = (*EAGLE3_FLAGS, "tap_layers", "target_hidden_size")
 # What a config.json says, in this order; of EAGLE-3's own only what is set.
 WRITTEN = (
     "hidden_size",
@@ -123,9 +124,7 @@ def base_config(basepath: str) -> PreTrainedConfig:
         FileNotFoundError: no such folder, or no configuration in it.
         OSError: the Hub has none of that name.
     """
-    path = Path(basepath)
-    looks_local = basepath.startswith((".", "/", "~")) or basepath.count("/") > 1
-    if (looks_local or path.is_dir()) and not (path / "config.json").is_file():
+    if is_local(basepath) and not (Path(basepath) / "config.json").is_file():
         raise FileNotFoundError(f"basepath {basepath} holds no config.json")
     return AutoConfig.from_pretrained(basepath)
 
@@ -146,7 +145,7 @@ def parser() -> argparse.ArgumentParser:
     biased = argparse.BooleanOptionalAction
     parser.add_argument("--bias", action=biased, help="EAGLE-1/2: of fc; published for LLaMA-3 without")
     parser.add_argument("--qkv-bias", action=biased, help="of q, k and v; default: as Qwen2 has it")
-    for name in EAGLE3[:4]:
+    for name in EAGLE3_FLAGS:
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help="EAGLE-3.1")
     help = "EAGLE-3: layers whose inputs are read; default: 2, n//2, n-3"
     parser.add_argument("--tap-layers", type=int, nargs=3, metavar="LAYER", help=help)
@@ -164,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
         if kind == "eagle3":
             tapped_layers(config, text_config(base).num_hidden_layers)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(as_published(kind, config), indent=2) + "\n", encoding="utf-8")
+        write_text(out, json.dumps(as_published(kind, config), indent=2) + "\n")
     except (ValueError, OSError) as refusal:
         command.error(str(refusal).partition("\n")[0])
     drafts = config.draft_vocab_size or config.vocab_size

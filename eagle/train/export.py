@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 
 import eagle
+from eagle.files import finish_folder, is_local, unfinished_folder, write_text
 from eagle.model.dialects.checkpoint import save_head
 from eagle.model.head import DraftHead
 from eagle.train.checkpoints import Point
@@ -40,11 +41,9 @@ class HeadExporter:
                 copy = type(self.head)(self.head.config, "embed_tokens.weight" in own)
             cast = {name: _cast(value, self.dtype) for name, value in own.items()}
             copy.load_state_dict(cast, assign=True)
-            unfinished = place.with_suffix(".tmp")
-            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished = unfinished_folder(place)
             save_head(copy, unfinished)
-            shutil.rmtree(place, ignore_errors=True)
-            unfinished.rename(place)
+            finish_folder(unfinished, place)
         self.accelerator.wait_for_everyone()
 
     def finish(self, point: Point) -> Path:
@@ -126,7 +125,7 @@ def write_card(
         )
     defaults = {each.name: getattr(Settings(), each.name) for each in fields(Settings)}
     changed = {name: value for name, value in asdict(settings).items() if value != defaults[name]}
-    local = Path(base).exists()
+    local = is_local(base)
     text = CARD.format(
         base=base,
         base_model="" if local else f"\nbase_model: {base}",
@@ -137,4 +136,4 @@ def write_card(
         rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
         settings="\n".join(f"{name}: {value}" for name, value in changed.items()),
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_text(folder / "README.md", text)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedConfig
 
-from eagle.model.configs import EConfig, tapped_layers
+from eagle.model.configs import EAGLE3_FLAGS, EConfig, tapped_layers
 from eagle.model.dialects.checkpoint import head_config_from, load_head
 from eagle.model.head import DraftHead, Eagle3Head, EagleHead
 from eagle.model.target import Taps
@@ -20,7 +20,7 @@ from eagle.train.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-FLAGS = ("norm_before_fc", "fc_norm", "norm_before_residual", "norm_output", "tap_layers")
+CHOICES = (*EAGLE3_FLAGS, "tap_layers")
 
 
 def config_of(settings: Settings, target: PreTrainedConfig) -> EConfig:
@@ -41,7 +41,7 @@ def config_of(settings: Settings, target: PreTrainedConfig) -> EConfig:
         except ValueError as broken:
             raise ValueError(f"configpath {path} is no JSON ({broken})") from broken
         config = head_config_from(document, str(path))
-    chosen = {name: getattr(settings, name) for name in FLAGS if getattr(settings, name)}
+    chosen = {name: getattr(settings, name) for name in CHOICES if getattr(settings, name)}
     if settings.draft_vocab_size is not None:
         chosen["draft_vocab_size"] = settings.draft_vocab_size
     for name, value in chosen.items():

@@ -10,6 +10,8 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from eagle.files import write_text
+
 METRICS = "metrics.jsonl"
 
 
@@ -29,9 +31,7 @@ class Progress:
         self.bar = tqdm(total=steps, initial=first, unit="step", mininterval=1, disable=not accelerator.is_main_process)
         self._clear()
         if accelerator.is_main_process:
-            unfinished = self.path.with_suffix(".tmp")
-            unfinished.write_text("".join(f"{line}\n" for line in _until(self.path, first)))
-            unfinished.replace(self.path)
+            write_text(self.path, "".join(f"{line}\n" for line in _until(self.path, first)))
 
     def _clear(self) -> None:
         self._since, self._count, self._tokens = time.monotonic(), 0, 0

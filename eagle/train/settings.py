@@ -11,9 +11,11 @@ from typing import Any, Literal
 import yaml
 from transformers import HfArgumentParser
 
+from eagle.model.configs import EAGLE3_FLAGS
+
 # These may change between the parts of a run that was interrupted: they do not change what it computes.
 FREE = ("cpdir", "save_every", "keep_checkpoints", "log_every", "report_to", "config", "local_rank")
-EAGLE3 = ("draft_vocab_size", "tap_layers", "norm_before_fc", "fc_norm", "norm_before_residual", "norm_output")
+EAGLE3 = ("draft_vocab_size", "tap_layers", *EAGLE3_FLAGS)
 BATCH = ("bs", "gradient_accumulation_steps")
 
 

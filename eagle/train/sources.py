@@ -21,6 +21,7 @@ from eagle.data.folder import load
 from eagle.data.samples import token_counts
 from eagle.model.checks.diagnosis import checked_target
 from eagle.model.support.loading import load_base
+from eagle.model.support.output_transform import output_matrix
 from eagle.model.target import Taps, TargetModel
 from eagle.train.settings import Settings
 from eagle.train.teachers import FeatureTeacher, TargetTeacher, Teacher
@@ -91,9 +92,7 @@ class TextSource(Source):
         super().__init__(settings, data, data.summary, device)
         load(folder, vocabulary=self.target.known_tokens)
         self.config, self.dtype = self.target.config, self.target.model.dtype
-        weight = getattr(self.target.model.get_output_embeddings(), "weight", None)
-        readable = isinstance(weight, torch.Tensor) and weight.is_floating_point() and not weight.is_meta
-        self.output_VD = weight.detach() if readable and weight is not None else None
+        self.output_VD = output_matrix(self.target.model)
 
     def teacher(self, taps: Taps, rows: int) -> Teacher:
         """Return the target as a teacher."""

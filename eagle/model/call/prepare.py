@@ -31,7 +31,7 @@ from eagle.model.cache_reuse import Prefix
 from eagle.model.call.inputs import check_ids, check_mask, check_positions
 from eagle.model.request_state import Request
 from eagle.model.sampling import Noise, Sampler
-from eagle.model.support.properties import CACHE_NAMES, check_mode
+from eagle.model.support.properties import CACHE_NAMES, check_mode, token_ids
 from eagle.model.target import PREFILL_CHUNK, TargetModel
 
 # Arguments of a call that transformers' preparation cannot carry or does not know.
@@ -242,11 +242,6 @@ def _check_inputs(given: dict[str, Any], target: TargetModel, base: Any) -> None
         given["attention_mask"] = check_mask(given["attention_mask"], ids_BS)
         return
     # What preparation will infer: pads are what carries the pad id, unless that ends rows too.
-    pads, ends = (_tokens(_default(given, base, name)) for name in ("pad_token_id", "eos_token_id"))
+    pads, ends = (token_ids(_default(given, base, name)) for name in ("pad_token_id", "eos_token_id"))
     if pads and not set(pads) & set(ends):
         check_mask(~torch.isin(ids_BS, torch.tensor(pads, device=ids_BS.device)), ids_BS)
-
-
-def _tokens(value: Any) -> list[int]:
-    """Return token ids given as None, a number, a list or a tensor."""
-    return [] if value is None else torch.as_tensor(value).flatten().tolist()

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from eagle.model.support.properties import token_ids
+
 T = TypeVar("T")
 GREEDY_BELOW = 1e-5
 OWNED = {"inputs", "generation_config", "do_sample"}  # what the method's own arguments decide
@@ -70,8 +72,7 @@ class Call:
             prompt: tokens of the prompt.
             tokenizer: asked for `<|eot_id|>` under `is_llama3`.
         """
-        ends = defaults.eos_token_id
-        eos = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        eos = token_ids(defaults.eos_token_id)
         if self.is_llama3:
             eos.append(_eot(tokenizer()))
         sampling: dict[str, Any] = {}

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from eagle.files import is_local, whole_file, write_text
 from eagle.model.configs import EConfig
 from eagle.model.head import DraftHead, Eagle3Head, EagleHead
 
@@ -219,7 +220,7 @@ def _find(path: str, names: tuple[str, ...], hub: dict[str, Any]) -> Path:
         if found is None:
             raise FileNotFoundError(f"{folder} holds none of {names}")
         return found
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+    if is_local(path) or "/" not in path:
         raise FileNotFoundError(f"{path!r} is neither a folder nor a Hub repository id")
     for name in names:
         try:
@@ -235,5 +236,6 @@ def save_head(head: DraftHead, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     fields = {name: value for name, value in head.config.to_diff_dict().items() if name != "transformers_version"}
     fields |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": str(head.dtype).split(".")[1]}
-    (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-    save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, folder / "model.safetensors")
+    write_text(folder / "config.json", json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    with whole_file(folder / "model.safetensors") as unfinished:
+        save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, unfinished)

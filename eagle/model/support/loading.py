@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
+from eagle.files import is_local
 from eagle.model.support.properties import ATTENTION
 
 logger = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ def load_base(path: str, kwargs: dict[str, Any]) -> Any:
         FileNotFoundError: the path is neither a folder nor a Hub id.
         ValueError: an attention implementation that cannot carry a tree.
     """
-    if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+    if is_local(path) and not Path(path).is_dir():
         raise FileNotFoundError(f"{path!r} is neither a folder nor a Hub repository id")
     kwargs = dict(kwargs)
     wanted = kwargs.get("attn_implementation")

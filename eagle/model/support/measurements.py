@@ -16,6 +16,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 import eagle
+from eagle.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +44,7 @@ def write(path: Path, document: Any) -> None:
     """Write a document whole or not at all; where that fails it is measured anew next time."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(document))
-        part.replace(path)
+        write_text(path, json.dumps(document))
     except OSError as problem:
         logger.info("%s are not kept: %s", path.parent.name, problem)
 

@@ -1,8 +1,9 @@
-"""A target's output transform: the scale and soft-cap between its output matrix and its logits."""
+"""A target's output matrix, and its output transform: the scale and soft-cap between the matrix and the logits."""
 
 from typing import Any
 
 import torch
+from torch import nn
 
 FIELDS = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 
@@ -19,3 +20,13 @@ def transformed(logits: torch.Tensor, transform: dict[str, float | None]) -> tor
     logits = logits * scale if scale else logits
     logits = logits / scaling if scaling else logits
     return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def output_matrix(model: Any) -> torch.Tensor | None:
+    """Return a model's output matrix [V, D]; None where its numbers do not lie in memory as they are multiplied."""
+    module = model.get_output_embeddings()
+    weight: Any = getattr(module, "weight", None)
+    # Quantised weights are of types of their own; offloaded ones are on meta.
+    if type(weight) not in (torch.Tensor, nn.Parameter) or not weight.is_floating_point() or weight.is_meta:
+        return None
+    return weight.detach() if type(module).forward is nn.Linear.forward else None

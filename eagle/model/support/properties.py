@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig
 
@@ -56,6 +57,11 @@ class Decoder:
 
     module: nn.Module
     layers: nn.ModuleList
+
+
+def token_ids(value: Any) -> list[int]:
+    """Return the ids of a special token as configurations give them: None, a number, a list or a tensor."""
+    return [] if value is None else torch.as_tensor(value).flatten().tolist()
 
 
 def decoder(model: Any) -> Decoder:
