@@ -3,12 +3,15 @@
 Knows nothing of what is in a file. A name that ends in `.tmp` is unfinished, whoever was writing it.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+PIECE = 1 << 20  # bytes that are read at once
 
 
 @contextmanager
@@ -55,6 +58,19 @@ def finish_folder(unfinished: Path, place: Path) -> None:
     shutil.rmtree(place, ignore_errors=True)
     unfinished.rename(place)
     _sync(place.parent)
+
+
+def file_checksums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder, by its path in it."""
+    sums = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while piece := file.read(PIECE):
+                    digest.update(piece)
+            sums[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return sums
 
 
 def sweep(folder: Path, name: str = "*") -> None:

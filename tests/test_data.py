@@ -353,7 +353,7 @@ def test_a_full_disk_is_named_and_nothing_half_is_left(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half a shard")
         raise SafetensorError("I/O error: No space left on device")
 
-    monkeypatch.setattr("eagle.data.folder.save_file", full)
+    monkeypatch.setattr("eagle.data.tensor_files._save", full)
     with pytest.raises(OSError, match=r"shard_00000.* could not be written .*No space left.*the same command goes on"):
         prepared(tmp_path, [conversation(1)])
     assert not list((tmp_path / "out").iterdir())
@@ -431,19 +431,19 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path[:0] = ["tests", "tests/support"]
-import eagle.data.folder
+from eagle.data import tensor_files
 from chat_templates import FAMILIES, tokenizer_of
 from eagle.data import prepare
-written, save_file = [], eagle.data.folder.save_file
+written, save = [], tensor_files._save
 
 def save_two_and_a_half(tensors, path, metadata):
     if len(written) == 2:
         Path(path).write_bytes(b"half a shard")
         os.kill(os.getpid(), signal.SIGKILL)
     written.append(path)
-    save_file(tensors, path, metadata)
+    save(tensors, path, metadata)
 
-eagle.data.folder.save_file = save_two_and_a_half
+tensor_files._save = save_two_and_a_half
 tokenizer = tokenizer_of(FAMILIES["chatml"])
 prepare([sys.argv[1]], tokenizer, Path(sys.argv[2]), target="base", max_length=40, shard_tokens=200)
 """

@@ -25,11 +25,10 @@ from eagle.data.batches import Bucketed, Packed
 from eagle.data.features import load_features
 from eagle.data.folder import Counts, write_shard, write_summary
 from eagle.data.samples import Sample
-from eagle.data.shards import shard_path
 from eagle.ge_data import allocation, disk
-from eagle.ge_data.doors import output
 from eagle.ge_data.plan import planned, ranges
 from eagle.ge_data.shards import batches
+from eagle.ge_data.target_embeddings import output
 from eagle.model.support.output_transform import transformed
 from eagle.model.target import TargetModel
 
@@ -57,7 +56,7 @@ def texts(folder: Path, target: str, lengths=LENGTHS, vocabulary: int = VOCABULA
     settings = {"target": target, "template": None, "vocabulary": vocabulary, "max_length": None, **settings}
     folder.mkdir(parents=True)
     if samples:
-        write_shard(shard_path(folder, 0), samples, settings, counts)
+        write_shard(folder, 0, samples, settings=settings, counts=counts)
     write_summary(folder, settings, counts, int(bool(samples)))
     return samples
 
@@ -105,7 +104,7 @@ def test_features_are_what_an_uncached_forward_says_of_each_sample_alone(tmp_pat
     wanted = texts(tmp_path / "data", saved(tmp_path, name))
     assert main(tmp_path, "out", "--dtype", "float32", "--tap-layers", "1", "3", "6") == 0
     features, base = load_features(tmp_path / "out"), base_model(name)
-    doors = features.doors()
+    embeddings = features.target_embeddings()
     assert len(features) == len(features.texts) == len(wanted) and features.lengths_N.tolist() == list(LENGTHS)
     assert features.summary["shards"] > 1 and max(LENGTHS) > LONGROPE_SWITCH > min(LENGTHS)
     for found, text, sample in zip(features, features.texts, wanted, strict=True):
@@ -117,10 +116,12 @@ def test_features_are_what_an_uncached_forward_says_of_each_sample_alone(tmp_pat
         taps = torch.cat([alone.hidden_states[tap][0] for tap in (1, 3, 6)], -1)
         torch.testing.assert_close(found.features_TF, taps, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.hidden_TD, alone.hidden_states[-1][0], rtol=1e-4, atol=1e-5)
-        logits = transformed(nn.functional.linear(found.hidden_TD, doors.output_VD, doors.bias_V), doors.transform)
+        logits = transformed(
+            nn.functional.linear(found.hidden_TD, embeddings.output_VD, embeddings.bias_V), embeddings.transform
+        )
         torch.testing.assert_close(logits, alone.logits[0], rtol=1e-3, atol=1e-4)
         embedded = base.get_input_embeddings()(ids)[0]
-        assert torch.equal(nn.functional.embedding(ids[0], doors.embeddings_VD), embedded)
+        assert torch.equal(nn.functional.embedding(ids[0], embeddings.embeddings_VD), embedded)
 
 
 @torch.no_grad()
@@ -128,7 +129,7 @@ def test_the_highest_logits_stand_for_hidden_states_and_output_matrix(made):
     for kind, width in (("eagle3", 96), ("eagle", 32)):
         assert main(made, f"top_{kind}", "--top-logits", "5", "--kind", kind, "--dtype", "float32") == 0
         features = load_features(made / f"top_{kind}")
-        assert features.doors().output_VD is None
+        assert features.target_embeddings().output_VD is None
         for sample in features:
             logits = base_model("llama")(input_ids=torch.from_numpy(sample.ids).long()[None], use_cache=False).logits[0]
             values, ids = logits.topk(5)
@@ -200,17 +201,18 @@ def test_two_processes_and_two_machines_make_the_files_of_one(made, capsys):
 HALF_WRITTEN = """
 import os, signal, sys
 from pathlib import Path
-from eagle.ge_data import allocation, disk
-written, save_file = [], disk.save_file
+from eagle.data import tensor_files
+from eagle.ge_data import allocation
+written, save = [], tensor_files._save
 
 def save_some_and_a_half(tensors, path, metadata):
     if len(written) == int(sys.argv[1]):
         Path(path).write_bytes(b"half a shard")
         os.kill(os.getpid(), signal.SIGKILL)
     written.append(path)
-    save_file(tensors, path, metadata)
+    save(tensors, path, metadata)
 
-disk.save_file = save_some_and_a_half
+tensor_files._save = save_some_and_a_half
 allocation.main(sys.argv[2:])
 """
 
@@ -221,7 +223,7 @@ def test_runs_killed_at_any_moment_go_on_to_the_same_files_and_redo_none(made):
     folder = made / "killed"
     assert len(list(folder.glob("*.tmp"))) == 1
     before = times(folder)
-    assert sorted(before) == ["doors.safetensors", "shard_00000.safetensors"]
+    assert sorted(before) == ["shard_00000.safetensors", "target_embeddings.safetensors"]
     command = [sys.executable, "-m", "eagle.ge_data.allocation", *arguments(made, "killed", "--processes", "2")]
     running = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     wanted = random.choice([2, 3, 4])
@@ -265,7 +267,7 @@ def test_an_interrupted_run_says_so_and_leaves_whole_files(made, monkeypatch, ca
     with caplog.at_level("INFO"):
         assert main(made, "interrupted") == 130
     assert "the same command goes on" in caplog.text
-    assert [path.name for path in (made / "interrupted").iterdir()] == ["doors.safetensors"]
+    assert [path.name for path in (made / "interrupted").iterdir()] == ["target_embeddings.safetensors"]
 
 
 # --- disks
@@ -297,14 +299,14 @@ def test_a_disk_that_is_too_small_is_refused_before_work_starts(made, monkeypatc
 def test_the_bytes_of_every_file_are_known_before_it_is_written(made, options):
     assert main(made, f"sized {len(options)}", *options) == 0
     plan = planned(made / f"sized {len(options)}", made / "data", batch=3, shard_mb=0.02, top_k=5 if options else None)
-    header = plan.size([], True) - plan.door_bytes
+    header = plan.size([], True) - plan.embedding_bytes
     assert header > len(plan.about)
     for shard in range(len(plan.shards)):
         numbers = sum(part.nbytes for part in load_file(plan.path(shard)).values())
         assert plan.size([shard], False) == numbers + header
     # Whether the output matrix has a bias only its weights say.
-    doors = sum(part.nbytes for part in load_file(plan.doors).values())
-    assert doors <= plan.door_bytes <= doors + 4 * VOCABULARY
+    embeddings = sum(part.nbytes for part in load_file(plan.embeddings).values())
+    assert embeddings <= plan.embedding_bytes <= embeddings + 4 * VOCABULARY
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting needs root")
@@ -349,9 +351,9 @@ def test_a_write_that_fails_leaves_nothing_and_names_the_file(tmp_path, monkeypa
         path.write_bytes(b"half")
         raise SafetensorError("I/O error: Disk quota exceeded")
 
-    monkeypatch.setattr(disk, "save_file", half)
+    monkeypatch.setattr("eagle.data.tensor_files._save", half)
     with pytest.raises(OSError, match=r"x\.safetensors could not be written, .* are free \(I/O error: Disk quota"):
-        disk.write(tmp_path / "x.safetensors", {"ids": torch.zeros(1)}, "")
+        disk.write(tmp_path / "x.safetensors", {"ids": torch.zeros(1)}, {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -417,7 +419,11 @@ def test_a_folder_made_otherwise_is_refused_by_what_differs(made, tmp_path, caps
 
 @pytest.mark.parametrize(
     ("left", "option"),
-    [("doors", ("--dtype", "float16")), ("shard_00002", ("--shard-mb", "1")), ("shard_00000", ("--bs", "4"))],
+    [
+        ("target_embeddings", ("--dtype", "float16")),
+        ("shard_00002", ("--shard-mb", "1")),
+        ("shard_00000", ("--bs", "4")),
+    ],
 )
 def test_one_file_that_is_left_of_other_settings_is_refused(made, capsys, left, option):
     (made / f"left {left}").mkdir()

@@ -23,8 +23,8 @@ ORDER = """
     eagle.model.call: inputs prepare reference output facade
     eagle.model.checks: self_check diagnosis
     eagle.model: pair ea_model
-    eagle.data: sources samples shards folder features batches regenerate maker preparation __main__
-    eagle.ge_data: disk plan doors shards allocation
+    eagle.data: sources samples tensor_files shards folder features batches regenerate maker preparation __main__
+    eagle.ge_data: disk plan target_embeddings shards allocation
     eagle.train: settings configure train_batches optimizers heads teachers sources
     eagle.train: ttt_attention training_time_test losses recipe
     eagle.train: distributed progress checkpoints export acceptance loop main main_deepspeed

@@ -273,13 +273,17 @@ def test_a_run_does_not_go_on_with_other_texts(tmp_path, off_line):
         run_of(replace(first, tmpdir=folder))
 
 
+@pytest.mark.parametrize("how", ["cut", "flipped"])
 @pytest.mark.parametrize("file", ["run.json", "model.safetensors", "optimizer.bin"])
-def test_a_damaged_checkpoint_is_named_and_without_it_the_run_goes_on(tmp_path, file):
+def test_a_damaged_checkpoint_is_named_and_without_it_the_run_goes_on_from_the_whole_one(tmp_path, file, how):
     first = settings(tmp_path, save_every=2, max_steps=4)
     run_of(first)
     head, last = weights_of(first.cpdir), Path(first.cpdir) / "checkpoints" / "step_00000004"
-    (last / file).write_bytes((last / file).read_bytes()[:20])
-    with pytest.raises(ValueError, match=r"step_00000004 is damaged .*: delete it to go on from an earlier one"):
+    content = bytearray((last / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (last / file).write_bytes(content[:20] if how == "cut" else content)
+    words = r"step_00000004 is damaged .*: delete it and run the same command again; it goes on from step_00000002"
+    with pytest.raises(ValueError, match=words):
         run_of(first)
     shutil.rmtree(last)
     run_of(first)

@@ -2,7 +2,7 @@
 
     shard_00000.safetensors   end to end, of every sample: ids int32 [tokens], mask bool [tokens], features [tokens, F],
                               hidden [tokens, D] or, instead, top_ids int32 and top_logits [tokens, K]; ends int64
-    doors.safetensors         the target's ends: embeddings [V, D]; output [V, D] and bias [V], unless logits are stored
+    target_embeddings.safetensors   embeddings [V, D]; output [V, D] and bias [V], unless logits are stored
     features.json             written last: a folder without it is unfinished
 
 Shapes: T tokens of a sample, F feature width, D hidden width, K stored logits, V rows of the target's embeddings.
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from eagle.data.samples import Sample
-from eagle.data.shards import Shards, Texts, read_document, shard_path
+from eagle.data.shards import Shards, Texts, read_document
+from eagle.data.tensor_files import TensorFile
 
-FORMAT = 1
+FORMATS = (2, 1)  # 1 is without checksums, and its target's ends are in another file
 SUMMARY = "features.json"
-DOORS = "doors.safetensors"
+EMBEDDINGS, OLD_EMBEDDINGS = "target_embeddings.safetensors", "doors.safetensors"
 MAKE = "python -m eagle.ge_data.allocation"
 
 
@@ -44,8 +44,8 @@ class FeatureSample(Sample):
 
 
 @dataclass(frozen=True)
-class Doors:
-    """Where tokens enter the target and leave it, in its own dtype.
+class TargetEmbeddings:
+    """The target's input embeddings and output matrix, in its own dtype.
 
     Attributes:
         embeddings_VD: what `embed` returns for every token.
@@ -79,13 +79,14 @@ class Features(Shards[FeatureSample]):
         """The same samples without features: what batches are made of."""
         return Texts(self.folder, self.files)
 
-    def doors(self) -> Doors:
+    def target_embeddings(self) -> TargetEmbeddings:
         """Read the target's embeddings and output matrix."""
-        found = load_file(self.folder / DOORS)
-        return Doors(found["embeddings"], found.get("output"), found.get("bias"), self.summary["transform"])
+        file = TensorFile(embeddings_path(self.folder), "pt")
+        found = {name: file.read(name) for name in file.names}
+        return TargetEmbeddings(found["embeddings"], found.get("output"), found.get("bias"), self.summary["transform"])
 
-    def _read(self, file: Any, tokens: slice) -> FeatureSample:
-        found = {name: file.get_slice(name)[tokens] for name in file.keys() if name != "ends"}  # noqa: SIM118
+    def _read(self, file: TensorFile, tokens: slice) -> FeatureSample:
+        found = {name: file.read(name, tokens) for name in file.names if name != "ends"}
         return FeatureSample(
             found["ids"].numpy(),
             found["mask"].numpy(),
@@ -96,6 +97,12 @@ class Features(Shards[FeatureSample]):
         )
 
 
+def embeddings_path(folder: Path) -> Path:
+    """Return the file of a folder's `TargetEmbeddings`, by the name it has in folders of format 1 if it is there."""
+    old = folder / OLD_EMBEDDINGS
+    return old if old.exists() else folder / EMBEDDINGS
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     """Read `features.json`.
 
@@ -103,7 +110,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: it is of another version.
     """
-    return read_document(folder / SUMMARY, FORMAT, MAKE)
+    return read_document(folder / SUMMARY, FORMATS, MAKE)
 
 
 def load_features(folder: str | Path, *, vocabulary: int | None = None) -> Features:
@@ -118,9 +125,11 @@ def load_features(folder: str | Path, *, vocabulary: int | None = None) -> Featu
         ValueError: another format version, or features of texts in a larger vocabulary.
     """
     features = Features(Path(folder))
-    files = [shard_path(features.folder, index) for index in range(features.files)] + [features.folder / DOORS]
-    if missing := [path.name for path in files if not path.is_file()]:
-        raise FileNotFoundError(f"{folder} has lost {', '.join(missing[:3])}: the command that made it makes them anew")
+    ends = embeddings_path(features.folder)
+    if missing := [*features.missing, *([] if ends.is_file() else [ends])]:
+        names = ", ".join(path.name for path in missing[:3])
+        raise FileNotFoundError(f"{folder} has lost {names}: the command that made it makes them anew")
+    features.check_counts(features.summary)
     size = features.summary["vocabulary"]
     if vocabulary is not None and size > vocabulary:
         made = f"{folder} was made with {features.summary['target']}"

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from eagle.chat import RowError
 from eagle.data.samples import Sample
 from eagle.data.shards import Texts, read_document, shard_path
-from eagle.files import differing, sweep, whole_file, write_text
+from eagle.data.tensor_files import TensorFile, write_tensors
+from eagle.files import differing, sweep, write_text
 
-FORMAT = 1
+FORMATS = (2, 1)  # 1 is without checksums
 SHOWN = 5
 SUMMARY = "data.json"
 
@@ -69,22 +68,23 @@ def vocabulary_hash(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
 
 
-def write_shard(path: Path, samples: Sequence[Sample], settings: dict[str, Any], counts: Counts) -> None:
+def write_shard(
+    folder: Path, shard: int, samples: Sequence[Sample], *, settings: dict[str, Any], counts: Counts
+) -> None:
     """Write samples, and the counts up to their end.
 
     Raises:
         OSError: the disk is full, or fails; nothing of the shard is left.
     """
+    path = shard_path(folder, shard)
     tensors = {
         "ids": np.concatenate([sample.ids for sample in samples]),
         "mask": np.concatenate([sample.mask for sample in samples]),
         "ends": np.cumsum([len(sample) for sample in samples], dtype=np.int64),
     }
     try:
-        with whole_file(path) as unfinished:
-            # One entry: several would be written in any order, and the same data would not be the same bytes.
-            save_file(tensors, unfinished, {"made": json.dumps({"settings": settings, "counts": asdict(counts)})})
-    except (OSError, SafetensorError) as failure:
+        write_tensors(path, tensors, {"shard": shard, "settings": settings, "counts": asdict(counts)})
+    except OSError as failure:
         raise OSError(
             f"{path} could not be written ({failure}): with more room the same command goes on after what is there"
         ) from failure
@@ -94,12 +94,11 @@ def unfinished_run(folder: Path, settings: dict[str, Any]) -> tuple[int, Counts]
     """Return how many shards a run with these settings has left here, and the counts up to their end.
 
     Raises:
-        ValueError: the folder holds shards made otherwise.
+        ValueError: the folder holds shards made otherwise, or a damaged one.
     """
     shards, counts = 0, Counts()
     while shard_path(folder, shards).exists():
-        with safe_open(shard_path(folder, shards), "numpy") as file:
-            made = json.loads(file.metadata()["made"])
+        made = TensorFile(shard_path(folder, shards)).about
         check_settings(folder, made["settings"], settings)
         counts, shards = Counts(**made["counts"]), shards + 1
     return shards, counts
@@ -117,7 +116,7 @@ def check_settings(folder: Path, made: dict[str, Any], settings: dict[str, Any])
 
 def write_summary(folder: Path, settings: dict[str, Any], counts: Counts, shards: int) -> None:
     """Write `data.json`: the folder is finished."""
-    document = {"format": FORMAT, **settings, **asdict(counts), "shards": shards}
+    document = {"format": FORMATS[0], **settings, **asdict(counts), "shards": shards}
     write_text(folder / SUMMARY, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -128,7 +127,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: it is of another version.
     """
-    return read_document(folder / SUMMARY, FORMAT, "python -m eagle.data")
+    return read_document(folder / SUMMARY, FORMATS, "python -m eagle.data")
 
 
 class Writer:
@@ -163,7 +162,7 @@ class Writer:
     def write(self) -> None:
         """Write what is held as a shard; to be called after whole rows."""
         if self._held:
-            write_shard(shard_path(self.folder, self.shards), self._held, self.settings, self.counts)
+            write_shard(self.folder, self.shards, self._held, settings=self.settings, counts=self.counts)
             self._held, self._written, self.shards = [], self.counts.tokens, self.shards + 1
 
     def finish(self) -> None:
@@ -194,10 +193,13 @@ def load(folder: str | Path, *, vocabulary: int | None = None, tokenizer: Any = 
         tokenizer: the target's, to be compared token by token.
 
     Raises:
-        FileNotFoundError: no finished data there.
-        ValueError: another format version, or data for another vocabulary than the given target's.
+        FileNotFoundError: no finished data there, or not all of it.
+        ValueError: another format version, a damaged file, or data for another vocabulary than the given target's.
     """
     data = Prepared(Path(folder))
+    if missing := data.missing:
+        raise FileNotFoundError(f"{folder} has lost {missing[0].name}: the command that made it makes it anew")
+    data.check_counts(data.summary)
     made = f"{folder} was made with the tokenizer of {data.summary['target']}"
     size = data.summary["vocabulary"]
     if vocabulary is not None and size > vocabulary:

@@ -68,8 +68,10 @@ def prepare(
     settings = _settings(sources, tokenizer, target, chosen, asked, regeneration)
     if (folder / SUMMARY).exists():
         check_settings(folder, read_summary(folder), settings)
-        logger.info("%s is already there", folder)
-        return Prepared(folder)
+        done = Prepared(folder)
+        if not done.missing:
+            logger.info("%s is already there", folder)
+            return done
     writer = Writer(folder, settings)
     if strict and writer.counts.skipped:
         raise ValueError(writer.counts.skips)

@@ -13,9 +13,10 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from eagle.data.samples import Sample
+from eagle.data.tensor_files import TensorFile
+from eagle.files import differing
 
 Some = TypeVar("Some", bound=Sample)
 
@@ -25,24 +26,29 @@ def shard_path(folder: Path, index: int) -> Path:
     return folder / f"shard_{index:05d}.safetensors"
 
 
-def read_document(path: Path, version: int, command: str) -> dict[str, Any]:
+def read_document(path: Path, versions: Sequence[int], command: str) -> dict[str, Any]:
     """Read the document that is written when a folder of shards is finished.
 
     Args:
         path: the document.
-        version: the format that is read.
+        versions: the formats that are read, the present one first.
         command: what makes such folders.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is of another version.
+        ValueError: it is damaged, or of another version.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} holds no {path.name}: make it, or finish it, with {command}")
-    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if document.get("format") != version:
-        raise ValueError(f"{path} has format {document.get('format')}, this version reads {version}: make it anew")
-    return document
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as failure:
+        raise ValueError(f"{path} is damaged ({failure}): delete it, and {command} finishes it anew") from failure
+    made = document.get("format") if isinstance(document, dict) else None
+    if made not in versions:
+        known = " and ".join(map(str, sorted(versions)))
+        raise ValueError(f"{path} has format {made}, this version reads {known}: make it anew")
+    return dict(document)
 
 
 class Shards(Sequence[Some], ABC, Generic[Some]):
@@ -59,16 +65,22 @@ class Shards(Sequence[Some], ABC, Generic[Some]):
         self.folder, self.files = folder, files
 
     @abstractmethod
-    def _read(self, file: Any, tokens: slice) -> Some:
+    def _read(self, file: TensorFile, tokens: slice) -> Some:
         """Return the sample that these tokens of a shard are."""
 
+    @property
+    def missing(self) -> list[Path]:
+        """The shards that are not there."""
+        paths = (shard_path(self.folder, index) for index in range(self.files))
+        return [path for path in paths if not path.is_file()]
+
     @cached_property
-    def _open(self) -> list[Any]:
-        return [safe_open(shard_path(self.folder, index), self.framework) for index in range(self.files)]
+    def _open(self) -> list[TensorFile]:
+        return [TensorFile(shard_path(self.folder, index), self.framework) for index in range(self.files)]
 
     @cached_property
     def _ends(self) -> list[NDArray[np.int64]]:
-        return [np.asarray(file.get_tensor("ends")) for file in self._open]
+        return [_checked_ends(file, index) for index, file in enumerate(self._open)]
 
     @cached_property
     def _first(self) -> NDArray[np.int64]:
@@ -79,6 +91,16 @@ class Shards(Sequence[Some], ABC, Generic[Some]):
     def lengths_N(self) -> NDArray[np.int64]:
         """Tokens of every sample: int64 [N]."""
         return np.concatenate([np.diff(ends, prepend=0) for ends in self._ends])
+
+    def check_counts(self, summary: dict[str, Any]) -> None:
+        """Compare what the shards hold with what the folder's document says.
+
+        Raises:
+            ValueError: they differ, or a shard is damaged.
+        """
+        found = {"samples": len(self), "tokens": int(self.lengths_N.sum()) if self.files else 0}
+        if others := differing(found, {name: summary[name] for name in found}):
+            raise ValueError(f"the shards of {self.folder} do not match its document ({others}): make the folder anew")
 
     def __len__(self) -> int:
         return int(self._first[-1])
@@ -106,10 +128,29 @@ class Texts(Shards[Sample]):
         """What folders share only if they hold the same samples in the same order, however cut into shards."""
         ids, masks, lengths = (hashlib.sha256() for _ in range(3))
         for file in self._open:
-            ids.update(file.get_tensor("ids"))
-            masks.update(file.get_tensor("mask"))
+            ids.update(file.read("ids"))
+            masks.update(file.read("mask"))
         lengths.update(self.lengths_N.tobytes())
         return hashlib.sha256(ids.digest() + masks.digest() + lengths.digest()).hexdigest()[:16]
 
-    def _read(self, file: Any, tokens: slice) -> Sample:
-        return Sample(file.get_slice("ids")[tokens], file.get_slice("mask")[tokens])
+    def _read(self, file: TensorFile, tokens: slice) -> Sample:
+        return Sample(file.read("ids", tokens), file.read("mask", tokens))
+
+
+def _checked_ends(file: TensorFile, index: int) -> NDArray[np.int64]:
+    """Return where the samples of a shard end.
+
+    Raises:
+        ValueError: the shard is damaged, has parts of other lengths, or is another one.
+    """
+    if "ends" not in file.names or "ids" not in file.names:
+        raise file.damaged("it holds no samples")
+    ends = np.asarray(file.read("ends"))
+    if ends.ndim != 1 or not len(ends) or (np.diff(ends, prepend=0) < 0).any():
+        raise file.damaged("its samples do not follow one another")
+    lengths = {name: file.shape(name)[0] for name in file.names if name != "ends"}
+    if others := [f"{name} has {length} tokens" for name, length in lengths.items() if length != int(ends[-1])]:
+        raise file.damaged(f"its samples end at {int(ends[-1])}, {others[0]}")
+    if file.about.get("shard", index) != index:
+        raise file.damaged(f"it is shard {file.about['shard']}")
+    return ends

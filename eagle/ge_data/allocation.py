@@ -24,9 +24,9 @@ from eagle.data.features import SUMMARY
 from eagle.data.folder import load
 from eagle.files import sweep
 from eagle.ge_data.disk import check_room
-from eagle.ge_data.doors import output, write_doors
 from eagle.ge_data.plan import DTYPES, Plan, planned
 from eagle.ge_data.shards import write_shard
+from eagle.ge_data.target_embeddings import output, write_target_embeddings
 from eagle.model.checks.diagnosis import checked_target
 from eagle.model.support.loading import load_base
 from eagle.model.target import TargetModel
@@ -49,7 +49,7 @@ class Work:
     Attributes:
         plan: what is made.
         shards: the numbers of its shards.
-        doors: whether it writes the target's ends, too.
+        embeddings: whether it writes the target's embeddings and output matrix, too.
         device: where its target is; None for the host, or where `options` say.
         options: of `load_base`.
         threads: of the host; results round by their number.
@@ -57,7 +57,7 @@ class Work:
 
     plan: Plan
     shards: list[int]
-    doors: bool
+    embeddings: bool
     device: str | None
     options: dict[str, Any]
     threads: int
@@ -72,8 +72,8 @@ class Work:
         torch.set_num_threads(self.threads)
         target = self.target()
         samples = load(plan.data, vocabulary=target.known_tokens)
-        if self.doors:
-            write_doors(plan, target)
+        if self.embeddings:
+            write_target_embeddings(plan, target)
         for shard in self.shards:
             part = plan.shards[shard]
             write_shard(plan, target, samples[part.start : part.stop], shard, report)
@@ -112,12 +112,12 @@ def divided(plan: Plan, part: tuple[int, int], processes: int, options: dict[str
     """Divide what is missing of every n-th shard, from the i-th on, over processes; some may have nothing to do."""
     first, step = part
     mine = [shard for shard in plan.missing if shard % step == first]
-    doors = first == 0 and not plan.doors.exists()
+    embeddings = first == 0 and not plan.embeddings.exists()
     places = [] if "device_map" in options else devices()
     works = []
     for rank in range(processes):
         device = places[rank % len(places)] if places else None
-        writes = doors and rank == 0
+        writes = embeddings and rank == 0
         if mine[rank::processes] or writes:
             works.append(Work(plan, mine[rank::processes], writes, device, options, torch.get_num_threads()))
     return works
@@ -181,10 +181,10 @@ def allocate(plan: Plan, part: tuple[int, int], processes: int, options: dict[st
     plan.check_folder()
     works = divided(plan, part, processes, options)
     own = [shard for shard in range(len(plan.shards)) if shard % part[1] == part[0]]
-    files = [plan.path(shard) for shard in own] + ([plan.doors] if part[0] == 0 else [])
+    files = [plan.path(shard) for shard in own] + ([plan.embeddings] if part[0] == 0 else [])
     if works:
         # The whole folder's need: the other parts go to the same disk.
-        check_room(plan.folder, plan.size(plan.missing, not plan.doors.exists()))
+        check_room(plan.folder, plan.size(plan.missing, not plan.embeddings.exists()))
         plan.folder.mkdir(parents=True, exist_ok=True)
         for file in files:
             sweep(file.parent, file.name)
@@ -197,7 +197,7 @@ def allocate(plan: Plan, part: tuple[int, int], processes: int, options: dict[st
                 sweep(file.parent, file.name)
     if lost := [path.name for path in files if not path.exists()]:
         raise RuntimeError(f"{', '.join(lost[:3])} not written: a process was stopped; the same command goes on")
-    if plan.missing or not plan.doors.exists():
+    if plan.missing or not plan.embeddings.exists():
         return False
     if not (plan.folder / SUMMARY).exists():
         plan.finish()

@@ -3,12 +3,11 @@
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from eagle.files import whole_file
+from eagle.data.tensor_files import write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +41,15 @@ def check_room(folder: Path, needed: int) -> None:
     logger.info("%s", words)
 
 
-def write(path: Path, tensors: dict[str, torch.Tensor], about: str) -> None:
+def write(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
     """Write tensors, and what they are.
 
     Raises:
         OSError: the disk is full, or fails; nothing of the file is left.
     """
     try:
-        with whole_file(path) as unfinished:
-            # One entry: safetensors writes several in any order.
-            save_file(tensors, unfinished, {"about": about})
-    except (OSError, SafetensorError) as failure:
+        write_tensors(path, tensors, about)
+    except OSError as failure:
         raise OSError(
             f"{path} could not be written, {readable(free(path.parent))} are free ({failure}): nothing of it is left; "
             "with more room the same command goes on after what is there"

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
-from eagle.data.features import DOORS, FORMAT, SUMMARY, read_summary
+from eagle.data.features import FORMATS, SUMMARY, embeddings_path, read_summary
 from eagle.data.folder import check_settings, load
 from eagle.data.shards import shard_path
+from eagle.data.tensor_files import TensorFile
 from eagle.files import write_text
 from eagle.ge_data.disk import readable
 from eagle.model.configs import EConfig, tapped_layers, text_config
@@ -49,7 +49,7 @@ class Plan:
         facts: what `features.json` says besides.
         lengths_N: tokens of every sample.
         shards: the samples of each shard.
-        door_bytes: size of the target's ends.
+        embedding_bytes: size of the target's embeddings and output matrix.
     """
 
     folder: Path
@@ -63,7 +63,7 @@ class Plan:
     facts: dict[str, Any]
     lengths_N: NDArray[np.int64]
     shards: list[range]
-    door_bytes: int
+    embedding_bytes: int
 
     @property
     def about(self) -> str:
@@ -71,9 +71,9 @@ class Plan:
         return json.dumps(self.settings)
 
     @property
-    def doors(self) -> Path:
-        """The file of the target's ends."""
-        return self.folder / DOORS
+    def embeddings(self) -> Path:
+        """The file of the target's embeddings and output matrix."""
+        return embeddings_path(self.folder)
 
     def path(self, shard: int) -> Path:
         """The file of a shard."""
@@ -83,12 +83,12 @@ class Plan:
         """Tokens of some shards."""
         return sum(int(self.lengths_N[self.shards[shard]].sum()) for shard in shards)
 
-    def size(self, shards: Iterable[int], doors: bool) -> int:
-        """Return the bytes that some shards take, and the doors."""
+    def size(self, shards: Iterable[int], embeddings: bool) -> int:
+        """Return the bytes that some shards take, and the embeddings."""
         shards = list(shards)
         numbers = self.tokens(shards) * token_bytes(self.columns) + sum(8 * len(self.shards[shard]) for shard in shards)
-        headers = (len(self.about) + HEADER) * (len(shards) + doors)
-        return numbers + headers + self.door_bytes * doors
+        headers = (len(self.about) + HEADER) * (len(shards) + embeddings)
+        return numbers + headers + self.embedding_bytes * embeddings
 
     @property
     def missing(self) -> list[int]:
@@ -106,19 +106,19 @@ class Plan:
         there = [self.path(shard) for shard in range(len(self.shards)) if self.path(shard).exists()]
         # Another shard size gives another number of them.
         others = set(self.folder.glob("shard_*.safetensors")) - set(there)
-        for path in (*there, *sorted(others), *([self.doors] if self.doors.exists() else [])):
+        for path in (*there, *sorted(others), *([self.embeddings] if self.embeddings.exists() else [])):
             check_settings(self.folder, _made_with(path), self.settings)
 
     def finish(self) -> None:
         """Write `features.json`: the folder is finished."""
         self.check_folder()
-        document = {"format": FORMAT, **self.settings, **self.facts}
+        document = {"format": FORMATS[0], **self.settings, **self.facts}
         write_text(self.folder / SUMMARY, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
     def report(self) -> str:
         """Say what the folder holds, in a few lines."""
         facts, dtype = self.facts, self.settings["dtype"]
-        files = [*(self.path(shard) for shard in range(len(self.shards))), self.doors]
+        files = [*(self.path(shard) for shard in range(len(self.shards))), self.embeddings]
         size = readable(sum(path.stat().st_size for path in files))
         taps = self.taps
         layers = f"layers {', '.join(map(str, taps))}" if isinstance(taps, tuple) else "last hidden states"
@@ -130,11 +130,10 @@ class Plan:
 
 
 def _made_with(path: Path) -> dict[str, Any]:
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(json.loads(file.metadata()["about"]))
-    except (SafetensorError, KeyError, TypeError) as failure:
-        raise ValueError(f"{path} holds no features: choose another folder, or delete it") from failure
+    about = TensorFile(path, "pt").about
+    if "counts" in about:
+        raise ValueError(f"{path} holds no features: choose another folder, or delete it")
+    return dict(about.get("settings", about))  # in format 1 they are all it says
 
 
 def token_bytes(columns: dict[str, tuple[int, torch.dtype]]) -> int:

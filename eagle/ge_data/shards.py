@@ -51,7 +51,7 @@ def write_shard(
     tensors["ids"] = torch.from_numpy(np.concatenate([sample.ids for sample in samples]))
     tensors["mask"] = torch.from_numpy(np.concatenate([sample.mask for sample in samples]))
     tensors["ends"] = torch.from_numpy(ends)
-    write(plan.path(shard), tensors, plan.about)
+    write(plan.path(shard), tensors, {"shard": shard, "settings": plan.settings})
 
 
 def switch(target: TargetModel) -> int | None:

@@ -9,8 +9,6 @@ Order, noise and learning rate are functions of the step, so there is nothing el
 import json
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,7 +17,7 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from eagle.files import differing, finish_folder, unfinished_folder
+from eagle.files import differing, file_checksums, finish_folder, unfinished_folder
 
 try:
     import fcntl
@@ -68,18 +66,30 @@ class Checkpoints:
         whole = self._whole()
         if not whole:
             return Point()
-        with _readable(whole[-1]):
-            saved = json.loads((whole[-1] / RUN).read_text())
+        saved = self._read(whole[-1])
         made, now = saved["identity"], json.loads(json.dumps(self.identity))
         if others := differing(made, now):
             raise ValueError(f"{self.folder} belongs to a run with {others}: choose another folder, or delete it")
-        with _readable(whole[-1]):
+        try:
             self.accelerator.load_state(str(whole[-1]))
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as failure:
+            raise self._damaged(whole[-1], str(failure).partition("\n")[0]) from failure
         # Its count of micro-batches goes on from one of another size where a batch is now divided otherwise.
         self.accelerator.step = 0
         point = Point(**saved["point"])
         logger.info("continuing after step %d", point.step)
         return point
+
+    def _read(self, place: Path) -> dict[str, Any]:
+        """Return what a checkpoint says of itself, its files compared with their checksums."""
+        if problem := _problem(place):
+            raise self._damaged(place, problem)
+        return dict(json.loads((place / RUN).read_text(encoding="utf-8")))
+
+    def _damaged(self, place: Path, problem: str) -> ValueError:
+        earlier = next((path for path in reversed(self._whole()) if path < place and not _problem(path)), None)
+        rest = f"it goes on from {earlier.name}, which is whole" if earlier is not None else "it begins anew"
+        return ValueError(f"{place} is damaged ({problem}): delete it and run the same command again; {rest}")
 
     def save(self, point: Point) -> None:
         """Write a checkpoint and remove the oldest beyond `keep`; every process takes part.
@@ -101,8 +111,8 @@ class Checkpoints:
             raise OSError(f"no checkpoint could be written to {self.folder} ({words}): {stays}") from failure
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            document = {"point": asdict(point), "identity": self.identity}
-            (unfinished / RUN).write_text(json.dumps(document, indent=1) + "\n")
+            document = {"point": asdict(point), "identity": self.identity, "files": file_checksums(unfinished)}
+            (unfinished / RUN).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
             finish_folder(unfinished, place)
             for old in self._whole()[: -self.keep]:
                 shutil.rmtree(old)
@@ -120,10 +130,16 @@ def _claimed(folder: Path) -> Any:
     return claim
 
 
-@contextmanager
-def _readable(place: Path) -> Iterator[None]:
+def _problem(place: Path) -> str | None:
+    """Return why a checkpoint cannot be read, or None."""
     try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError) as failure:
-        words = str(failure).partition("\n")[0]
-        raise ValueError(f"{place} is damaged ({words}): delete it to go on from an earlier one") from failure
+        document = json.loads((place / RUN).read_text(encoding="utf-8"))
+        Point(**document["point"]), dict(document["identity"])
+    except (OSError, ValueError, KeyError, TypeError) as failure:
+        return f"{RUN}: {failure}"
+    wanted = document.get("files")  # older checkpoints have none
+    if wanted is None:
+        return None
+    found = {name: value for name, value in file_checksums(place).items() if name != RUN}
+    wrong = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
+    return f"{wrong[0]} is not what was saved" if wrong else None

@@ -113,9 +113,9 @@ class FeatureSource(Source):
         if summary["kind"] != settings.kind:
             raise ValueError(f"{folder} holds features for kind={summary['kind']!r}, the run's is {settings.kind!r}")
         self.config = PreTrainedConfig.from_dict(summary["config"])
-        doors = self.features.doors()
-        self.output_VD, self.dtype = doors.output_VD, doors.embeddings_VD.dtype
-        if settings.kind == "eagle" and doors.output_VD is None:
+        embeddings = self.features.target_embeddings()
+        self.output_VD, self.dtype = embeddings.output_VD, embeddings.embeddings_VD.dtype
+        if settings.kind == "eagle" and embeddings.output_VD is None:
             raise ValueError(
                 f"{folder} holds logits instead of the target's output matrix, through which an EAGLE-1/2 head drafts: "
                 "make it without --top-logits"

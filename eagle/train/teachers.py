@@ -110,12 +110,12 @@ class FeatureTeacher(Teacher):
 
     def __init__(self, features: Features, config: PreTrainedConfig, batches: Batches, device: torch.device) -> None:
         self.features, self.config, self.batches, self.device = features, config, batches, device
-        doors = features.doors()
-        self.embeddings_VD = doors.embeddings_VD.to(device)
+        embeddings = features.target_embeddings()
+        self.embeddings_VD = embeddings.embeddings_VD.to(device)
         self.output_VD, self.bias_V = (
-            None if part is None else part.to(device) for part in (doors.output_VD, doors.bias_V)
+            None if part is None else part.to(device) for part in (embeddings.output_VD, embeddings.bias_V)
         )
-        self.transform = doors.transform
+        self.transform = embeddings.transform
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the target's embeddings of token ids."""

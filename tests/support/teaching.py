@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from eagle.data.batches import Bucketed, Packed
 from eagle.data.folder import Counts, write_shard, write_summary
 from eagle.data.samples import Sample
-from eagle.data.shards import shard_path
 from eagle.model.head import DraftHead, EagleHead
 from eagle.model.target import TargetModel
 from eagle.train.heads import taps_of
@@ -72,7 +71,7 @@ def data_folder(folder: Path, samples: Texts, target: str, vocabulary: int = VOC
     for sample in samples.samples:
         counts.add(sample)
     settings = {"target": target, "template": None, "vocabulary": vocabulary, "vocabulary_hash": "none", **fields}
-    write_shard(shard_path(folder, 0), samples.samples, settings, counts)
+    write_shard(folder, 0, samples.samples, settings=settings, counts=counts)
     write_summary(folder, settings, counts, 1)
     return folder
 

@@ -13,8 +13,8 @@ from eagle.model.target import TargetModel
 CHUNK = 4096  # tokens embedded at once
 
 
-def write_doors(plan: Plan, target: TargetModel) -> None:
-    """Write the target's ends; the output matrix where no logits are stored.
+def write_target_embeddings(plan: Plan, target: TargetModel) -> None:
+    """Write the target's embeddings; the output matrix where no logits are stored.
 
     Raises:
         ValueError: the output matrix cannot be read.
@@ -23,7 +23,7 @@ def write_doors(plan: Plan, target: TargetModel) -> None:
     tensors = {"embeddings": embeddings(target)}
     if plan.top_k is None:
         tensors |= output(target)
-    write(plan.doors, tensors, plan.about)
+    write(plan.embeddings, tensors, {"settings": plan.settings})
 
 
 @torch.no_grad()
