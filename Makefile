@@ -20,7 +20,7 @@ BUILDS := setuptools wheel setuptools-scm
 VERSIONS := $(OLDEST) 5.12.1 5.20.2 5.23.0 $(NEWEST)
 WITH := build/transformers-$(VERSION)
 # Test files with marks of it; others may import what the oldest transformers does not have.
-CONTRACT = $(shell grep -lE "mark\.contract|^from contract import" tests/test_*.py)
+CONTRACT = $(shell grep -rlE "mark\.contract|^from contract import" --include="test_*.py" tests)
 # Every pip that runs below, those that tests start too, takes the pinned versions. As a URL, so that folders may have
 # spaces in their names. Older pips build packages under the first, newer ones under the second.
 empty :=
@@ -76,7 +76,7 @@ bench: $(CORE) ## speeds of the tiny pair, alternating rounds
 	$(BIN)/python -m eagle.evaluation.bench
 
 docs: $(ALL) ## rewrite the tables in docs/ from what the tests find
-	WRITE_DOCS=1 $(BIN)/python -m pytest tests/test_keywords.py
+	WRITE_DOCS=1 $(BIN)/python -m pytest tests/model/call/test_keywords.py
 	$(BIN)/python tests/support/verdicts.py --write
 
 lock: build/uv-$(UV)/bin/uv ## rewrite constraints.txt: today's releases, for every Python and platform

@@ -29,7 +29,7 @@ ORDER = """
     eagle.train: ttt_attention training_time_test losses recipe
     eagle.train: distributed progress checkpoints export acceptance loop main main_deepspeed
     eagle.traineagle3: main
-    eagle.evaluation: synthetic prompts pairs methods probe measure report curve_points plots
+    eagle.evaluation: synthetic prompts pairs methods model_meter measure report curve_points plots
     eagle.evaluation: bench curves memory conversation processor
     eagle: cli
 """
@@ -85,6 +85,11 @@ def test_the_model_knows_nothing_above_it_and_data_of_the_model_only_what_it_may
                 assert name in ("eagle", "eagle.files") or name.startswith("eagle.model"), f"{path} imports {name}"
             if folder == "data" and name.startswith("eagle.model."):
                 assert name.split(".")[-1] in DATA_KNOWS.get(path.stem, ()), f"{path} imports {name}"
+
+
+def test_a_class_s_name_has_one_meaning():
+    names = [node.name for path in FILES for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    assert sorted(names) == sorted(set(names))
 
 
 @pytest.mark.parametrize("edge", EDGES)

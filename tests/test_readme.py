@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from pairs import ea_model
-from test_tiny_pair import PAIR, ROOT
+from places import PAIR, ROOT
 
 from eagle import EaModel
 

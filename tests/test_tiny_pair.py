@@ -4,16 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from places import PAIR, ROOT
 
 from eagle.evaluation.bench import load_pair, main, measure, methods, read_prompts
 from eagle.evaluation.prompts import batched
-
-ROOT = Path(__file__).parent.parent
-PAIR = ROOT / "examples" / "tiny_pair"
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,10 @@ from typing import Any
 
 from eagle.evaluation.measure import Row, measure
 from eagle.evaluation.methods import NAMES, Method, methods
+from eagle.evaluation.model_meter import ModelMeter
 from eagle.evaluation.pairs import (
     SYNTHETIC_PROMPT,
-    Pair,
+    BenchPair,
     add_pair_options,
     add_prompts,
     add_tree_limits,
@@ -31,7 +32,6 @@ from eagle.evaluation.pairs import (
     opened,
 )
 from eagle.evaluation.plots import check_plotting, draw_bench
-from eagle.evaluation.probe import Probe
 from eagle.evaluation.prompts import batched, read_prompts
 from eagle.evaluation.report import provenance, split_table, table, write_json
 from eagle.model.ea_model import EaModel
@@ -95,7 +95,7 @@ def load_pair(folder: Path, *options: str) -> tuple[Any, Any, dict[str, EaModel]
         return pair.base, pair.tokenizer, load_models(pair, args.total_token, args.depth, args.top_k)
 
 
-def chosen_methods(pair: Pair, args: argparse.Namespace) -> tuple[list[Method], dict[str, EaModel]]:
+def chosen_methods(pair: BenchPair, args: argparse.Namespace) -> tuple[list[Method], dict[str, EaModel]]:
     """Return the methods that were asked for and the heads allow.
 
     Raises:
@@ -112,7 +112,7 @@ def chosen_methods(pair: Pair, args: argparse.Namespace) -> tuple[list[Method], 
     return kept, models
 
 
-def run(pair: Pair, args: argparse.Namespace) -> list[Row]:
+def run(pair: BenchPair, args: argparse.Namespace) -> list[Row]:
     """Measure every batch size and prompt length, one after another."""
     chosen, models = chosen_methods(pair, args)
     lengths = args.prompt_lengths or [None if pair.tokenizer is not None else SYNTHETIC_PROMPT]
@@ -120,12 +120,12 @@ def run(pair: Pair, args: argparse.Namespace) -> list[Row]:
     longest = max(length or 0 for length in lengths) + args.max_new_token
     if room is not None and longest > room:
         raise ValueError(f"prompt and new tokens make {longest} tokens, the base model has {room} positions")
-    probe = Probe(pair.base, models.values())
+    meter = ModelMeter(pair.base, models.values())
     rows: list[Row] = []
     for batch, length in product(args.batch_sizes, lengths):
         prompts = batched(pair.prompts(args, max(args.num_prompts, batch), length), batch)
         able = [method for method in chosen if batch == 1 or not method.one_row]
-        measured = measure(able, prompts, args.max_new_token, args.rounds, seed=args.seed, probe=probe)
+        measured = measure(able, prompts, args.max_new_token, args.rounds, seed=args.seed, meter=meter)
         for row in measured:
             row.prompt_length = length
         rows += measured

@@ -16,7 +16,7 @@ class Setting:
 
 
 @dataclass
-class Point:
+class CurvePoint:
     """One point of one curve; a round adds its median step to each list, in milliseconds."""
 
     swept: str

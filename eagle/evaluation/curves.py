@@ -17,10 +17,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eagle.evaluation.curve_points import Point, Setting
+from eagle.evaluation.curve_points import CurvePoint, Setting
 from eagle.evaluation.pairs import (
     TINY_HEADS,
-    Pair,
+    BenchPair,
     add_pair_options,
     add_prompts,
     add_tree,
@@ -40,11 +40,11 @@ WARM_STEPS = 2
 SWEEPS = {"total_token": "total_tokens", "depth": "depths", "batch": "batch_sizes", "context": "context_lengths"}
 
 
-def points_of(args: argparse.Namespace) -> list[Point]:
+def points_of(args: argparse.Namespace) -> list[CurvePoint]:
     """Return the points of all curves that were asked for."""
     base = Setting(args.total_token, args.depth, args.top_k, args.batch_size, args.context_length)
     return [
-        Point(swept, replace(base, **{swept: value}))
+        CurvePoint(swept, replace(base, **{swept: value}))
         for swept, option in SWEEPS.items()
         for value in getattr(args, option)
     ]
@@ -72,7 +72,7 @@ def run(model: EaModel, setting: Setting, prompt: Prompt, steps: int) -> list[tu
 
 
 def measure(
-    model: EaModel, points: Sequence[Point], prompts: dict[tuple[int, int], Prompt], steps: int, rounds: int
+    model: EaModel, points: Sequence[CurvePoint], prompts: dict[tuple[int, int], Prompt], steps: int, rounds: int
 ) -> None:
     """Fill the points in alternating rounds, after a warm-up of each."""
     for point in points:
@@ -85,11 +85,13 @@ def measure(
             kept.append(1000 * statistics.median(column))
 
 
-def _prompt(point: Point, prompts: dict[tuple[int, int], Prompt]) -> Prompt:
+def _prompt(point: CurvePoint, prompts: dict[tuple[int, int], Prompt]) -> Prompt:
     return prompts[point.setting.batch, point.setting.context]
 
 
-def prompts_of(pair: Pair, points: Sequence[Point], args: argparse.Namespace) -> dict[tuple[int, int], Prompt]:
+def prompts_of(
+    pair: BenchPair, points: Sequence[CurvePoint], args: argparse.Namespace
+) -> dict[tuple[int, int], Prompt]:
     """Return a prompt for every batch size and context length of the points."""
     shapes = {(point.setting.batch, point.setting.context) for point in points}
     return {
@@ -97,7 +99,7 @@ def prompts_of(pair: Pair, points: Sequence[Point], args: argparse.Namespace) ->
     }
 
 
-def table(points: Sequence[Point]) -> str:
+def table(points: Sequence[CurvePoint]) -> str:
     """Return the points as aligned text."""
     header = ["varied", "value", "nodes", "draft ms", "verify ms", "rest ms", "step ms", "to plain"]
     plain = next((p.step_ms for p in points if p.setting.total_token == 1), None)

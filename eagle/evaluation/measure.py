@@ -1,8 +1,8 @@
 """Measuring methods in alternating rounds, so that whatever else the machine does falls on all of them.
 
 A method's speed is the median over rounds, its speed-up the median of the rounds' ratios to the faster baseline of the
-same round. Counts come from the first round; forwards, time inside the models and memory from a run with a `Probe` that
-is not timed.
+same round. Counts come from the first round; forwards, time inside the models and memory from a run with a
+`ModelMeter` that is not timed.
 """
 
 import statistics
@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from eagle.evaluation.methods import BASELINES, Method
-from eagle.evaluation.probe import PeakMemory, Probe
+from eagle.evaluation.model_meter import ModelMeter, PeakMemory
 from eagle.evaluation.prompts import Prompt
 from eagle.model.stats import STAGES, GenerationStats
 
@@ -42,7 +42,7 @@ class Row:
         prompt_length: tokens per prompt; None for prompts as they are.
         batches: how many batches a round has.
         tokens: new tokens of one round, all rows.
-        steps: forwards of the target after the first token; None where only a probe could tell and there was none.
+        steps: forwards of the target after the first token; None where only a meter could tell and there was none.
         row_steps, accepted: what τ is made of.
         ids_equal: every round gave the ids of the first method.
         rounds: the times.
@@ -111,7 +111,7 @@ def measure(
     rounds: int,
     *,
     seed: int = 0,
-    probe: Probe | None = None,
+    meter: ModelMeter | None = None,
 ) -> list[Row]:
     """Run all methods on all prompts in alternating rounds, each once unmeasured before.
 
@@ -121,7 +121,7 @@ def measure(
         new: new tokens per row.
         rounds: how often.
         seed: of torch's generators before every run, for sampling.
-        probe: also count forwards, time inside the models, and memory, in one more run of every method.
+        meter: also count forwards, time inside the models, and memory, in one more run of every method.
     """
     batch = len(prompts[0].ids_BS)
     rows = [Row(method.name, batch, batches=len(prompts)) for method in chosen]
@@ -140,9 +140,9 @@ def measure(
                 wanted = outs if method is chosen[0] else wanted
                 row.ids_equal &= all(torch.equal(*pair) for pair in zip(outs, wanted, strict=True))
     _rate(rows)
-    if probe is not None:
+    if meter is not None:
         for method, row in zip(chosen, rows, strict=True):
-            _observe(method, prompts, new, row, probe, seed)
+            _measure_once(method, prompts, new, row, meter, seed)
     return rows
 
 
@@ -186,7 +186,7 @@ def _rate(rows: Sequence[Row]) -> None:
         row.speedup = statistics.median(best / own for best, own in zip(fastest, row.seconds, strict=True))
 
 
-def _observe(method: Method, prompts: Sequence[Prompt], new: int, row: Row, probe: Probe, seed: int) -> None:
+def _measure_once(method: Method, prompts: Sequence[Prompt], new: int, row: Row, meter: ModelMeter, seed: int) -> None:
     """Run once more with hooks, for what a timed run does not show."""
     forwards, inside, decoding = 0, 0.0, 0.0
     with PeakMemory(prompts[0].ids_BS.device) as memory:
@@ -194,15 +194,15 @@ def _observe(method: Method, prompts: Sequence[Prompt], new: int, row: Row, prob
             begun: list[tuple[int, float, float]] = []
 
             def told(begun: list[tuple[int, float, float]] = begun) -> None:
-                begun.append((probe.forwards, probe.inside_seconds, time.perf_counter()))
+                begun.append((meter.forwards, meter.inside_seconds, time.perf_counter()))
 
             torch.manual_seed(seed)
-            with probe.attached():
+            with meter.attached():
                 method.watch(prompt, new, told)
             ended, stats = time.perf_counter(), method.stats()
             before, inside_before, first = begun[0]
-            forwards += probe.forwards - before
-            inside += probe.inside_seconds - inside_before
+            forwards += meter.forwards - before
+            inside += meter.inside_seconds - inside_before
             # Where steps are timed, their own time counts: watching costs something between them.
             decoding += ended - first if stats is None else stats.decode_seconds
     row.steps = forwards if row.steps is None else row.steps

@@ -26,8 +26,8 @@ from typing import Any
 import psutil
 import torch
 
+from eagle.evaluation.model_meter import PeakMemory
 from eagle.evaluation.pairs import add_pair_options, add_prompts, add_tree, at_least, check_pair, check_tree, opened
-from eagle.evaluation.probe import PeakMemory
 from eagle.evaluation.report import aligned, write_json
 from eagle.model.ea_model import EaModel
 from eagle.model.target import PREFILL_CHUNK

@@ -25,7 +25,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Pair:
+class BenchPair:
     """A base model and the folders of its heads; a synthetic pair has no tokenizer, and its folder is temporary.
 
     `options` are those of `EaModel` that say how both run (`compile`, `cuda_graphs`).
@@ -135,7 +135,7 @@ def check_tree(total_tokens: Sequence[int], depth: int, top_k: int) -> None:
 
 
 @contextmanager
-def opened(args: argparse.Namespace) -> Iterator[Pair]:
+def opened(args: argparse.Namespace) -> Iterator[BenchPair]:
     """Load or make the pair; models must be put together within the block."""
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = getattr(torch, args.dtype)
@@ -146,23 +146,23 @@ def opened(args: argparse.Namespace) -> Iterator[Pair]:
         for head in heads:
             read_config(head)  # a missing head is found before minutes of loading
         base = load_base(path, {"dtype": dtype}).to(device).eval()
-        yield Pair(base, path, heads, AutoTokenizer.from_pretrained(path), options)
+        yield BenchPair(base, path, heads, AutoTokenizer.from_pretrained(path), options)
         return
     with tempfile.TemporaryDirectory() as folder:
         yield replace(_synthetic(args, dtype, device, folder), options=options)
 
 
-def _synthetic(args: argparse.Namespace, dtype: torch.dtype, device: torch.device, folder: str) -> Pair:
+def _synthetic(args: argparse.Namespace, dtype: torch.dtype, device: torch.device, folder: str) -> BenchPair:
     kind, vocabulary = args.kind or "eagle", args.draft_vocabulary
     base = synthetic_target(SHAPES[args.synthetic], kind, generated=vocabulary, dtype=dtype, device=device)
     if kind == "eagle":
         save_head(synthetic_eagle_head(base, noise=args.noise or 0.0), folder)
     else:
         save_head(synthetic_eagle3_head(base, draft_vocabulary=vocabulary, noise=args.noise or 0.0), folder)
-    return Pair(base, f"synthetic {args.synthetic}", (folder,), None)
+    return BenchPair(base, f"synthetic {args.synthetic}", (folder,), None)
 
 
-def load_models(pair: Pair, total_tokens: Sequence[int], depth: int, top_k: int) -> dict[str, EaModel]:
+def load_models(pair: BenchPair, total_tokens: Sequence[int], depth: int, top_k: int) -> dict[str, EaModel]:
     """Put every head on the base, by name: the static tree of EAGLE-1/2 heads, and dynamic ones of every size.
 
     Args:

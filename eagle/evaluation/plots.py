@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from eagle.evaluation.curve_points import Point
+from eagle.evaluation.curve_points import CurvePoint
 from eagle.evaluation.measure import Row
 from eagle.evaluation.methods import BASELINES
 from eagle.evaluation.report import PARTS
@@ -129,7 +129,7 @@ def _split_bars(rows: Sequence[Row], path: Path) -> Path:
     return _save(figure, path)
 
 
-def draw_curves(points: Sequence[Point], path: Path) -> Path:
+def draw_curves(points: Sequence[CurvePoint], path: Path) -> Path:
     """Draw step time over each setting that was varied, draft and verify and the rest on top of one another."""
     swept, parts = list(dict.fromkeys(point.swept for point in points)), ("draft", "verify", "rest")
     columns = min(2, len(swept))

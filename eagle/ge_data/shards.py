@@ -17,7 +17,7 @@ from eagle.data.samples import Sample
 from eagle.ge_data.disk import write
 from eagle.ge_data.plan import Plan
 from eagle.model.target import TargetModel
-from eagle.model.target_features import observe
+from eagle.model.target_features import read_features
 
 CHUNK = 1024  # tokens whose logits are held at once
 
@@ -72,7 +72,7 @@ def said(plan: Plan, target: TargetModel, samples: Sequence[Sample]) -> dict[str
     """Return the columns [T, …] of a batch of samples, end to end, on the host."""
     batch = gathered([[sample] for sample in samples])
     ids_BS, kept_BS = batch.ids_BS.to(target.device), (batch.segments_BS > 0).to(target.device)
-    seen = observe(target, ids_BS, plan.taps, batch.positions_BS, batch.segments_BS)
+    seen = read_features(target, ids_BS, plan.taps, batch.positions_BS, batch.segments_BS)
     found = {"features": seen.features_BSF[kept_BS]}
     if plan.top_k is not None:
         found |= top(target, seen.hidden_BSD[kept_BS], plan.top_k)

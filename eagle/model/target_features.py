@@ -15,7 +15,7 @@ TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
-class Observation:
+class TextFeatures:
     """One forward over texts.
 
     Attributes:
@@ -29,13 +29,13 @@ class Observation:
 
 
 @torch.no_grad()
-def observe(
+def read_features(
     target: TargetModel,
     ids_BS: torch.Tensor,
     taps: Taps,
     positions_BS: torch.Tensor | None = None,
     segments_BS: torch.Tensor | None = None,
-) -> Observation:
+) -> TextFeatures:
     """Run the target over rows of texts once.
 
     Args:
@@ -53,7 +53,7 @@ def observe(
     with target.tapped(taps) as caught, target.tapped("last") as last:
         target.model(input_ids=ids_BS, use_cache=False, **arguments)
     hidden_BSD = target.joined(last, "last")
-    return Observation(hidden_BSD if taps == "last" else target.joined(caught, taps), hidden_BSD)
+    return TextFeatures(hidden_BSD if taps == "last" else target.joined(caught, taps), hidden_BSD)
 
 
 def _masks(

@@ -18,7 +18,7 @@ from eagle.data.folder import Prepared
 from eagle.data.samples import Sample
 from eagle.model.ea_model import EaModel
 from eagle.model.stats import GenerationStats
-from eagle.train.checkpoints import Point
+from eagle.train.checkpoints import RunPoint
 from eagle.train.export import BEST, HeadExporter
 from eagle.train.progress import Progress
 from eagle.train.settings import Settings
@@ -102,7 +102,7 @@ class AcceptanceEvaluator:
     ) -> None:
         self.exporter, self.base, self.basepath, self.texts, self.settings = exporter, base, basepath, texts, settings
 
-    def __call__(self, point: Point, progress: Progress) -> Point:
+    def __call__(self, point: RunPoint, progress: Progress) -> RunPoint:
         """Measure the head after a step; return the point with the best so far."""
         exporter, accelerator = self.exporter, self.exporter.accelerator
         place = exporter.folder / "candidate"

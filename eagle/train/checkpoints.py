@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Point:
+class RunPoint:
     """Where a run stands: optimiser steps done, and the best acceptance length so far, with its step."""
 
     step: int = 0
@@ -57,7 +57,7 @@ class Checkpoints:
     def _whole(self) -> list[Path]:
         return sorted(path.parent for path in self.folder.glob(f"step_*/{RUN}") if path.parent.suffix != ".tmp")
 
-    def resume(self) -> Point:
+    def resume(self) -> RunPoint:
         """Load the last whole checkpoint, if there is one.
 
         Raises:
@@ -65,7 +65,7 @@ class Checkpoints:
         """
         whole = self._whole()
         if not whole:
-            return Point()
+            return RunPoint()
         saved = self._read(whole[-1])
         made, now = saved["identity"], json.loads(json.dumps(self.identity))
         if others := differing(made, now):
@@ -76,7 +76,7 @@ class Checkpoints:
             raise self._damaged(whole[-1], str(failure).partition("\n")[0]) from failure
         # Its count of micro-batches goes on from one of another size where a batch is now divided otherwise.
         self.accelerator.step = 0
-        point = Point(**saved["point"])
+        point = RunPoint(**saved["point"])
         logger.info("continuing after step %d", point.step)
         return point
 
@@ -91,7 +91,7 @@ class Checkpoints:
         rest = f"it goes on from {earlier.name}, which is whole" if earlier is not None else "it begins anew"
         return ValueError(f"{place} is damaged ({problem}): delete it and run the same command again; {rest}")
 
-    def save(self, point: Point) -> None:
+    def save(self, point: RunPoint) -> None:
         """Write a checkpoint and remove the oldest beyond `keep`; every process takes part.
 
         Raises:
@@ -134,7 +134,7 @@ def _problem(place: Path) -> str | None:
     """Return why a checkpoint cannot be read, or None."""
     try:
         document = json.loads((place / RUN).read_text(encoding="utf-8"))
-        Point(**document["point"]), dict(document["identity"])
+        RunPoint(**document["point"]), dict(document["identity"])
     except (OSError, ValueError, KeyError, TypeError) as failure:
         return f"{RUN}: {failure}"
     wanted = document.get("files")  # older checkpoints have none

@@ -12,7 +12,7 @@ import eagle
 from eagle.files import finish_folder, is_local, unfinished_folder, write_text
 from eagle.model.dialects.checkpoint import save_head
 from eagle.model.head import DraftHead
-from eagle.train.checkpoints import Point
+from eagle.train.checkpoints import RunPoint
 from eagle.train.settings import Settings
 
 BEST = "best"
@@ -46,7 +46,7 @@ class HeadExporter:
             finish_folder(unfinished, place)
         self.accelerator.wait_for_everyone()
 
-    def finish(self, point: Point) -> Path:
+    def finish(self, point: RunPoint) -> Path:
         """Put the best head, or the last where none was measured, into the run's folder."""
         if point.best_tau is None:
             self.write(self.folder / BEST)
@@ -95,7 +95,7 @@ def write_card(
     size: int,
     base: str,
     settings: Settings,
-    point: Point,
+    point: RunPoint,
     tokens: int,
     template: str | None,
 ) -> None:

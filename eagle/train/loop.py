@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from eagle.train.checkpoints import Checkpoints, Point
+from eagle.train.checkpoints import Checkpoints, RunPoint
 from eagle.train.optimizers import rate_at, set_rate
 from eagle.train.progress import Progress
 from eagle.train.recipe import Recipe
@@ -44,7 +44,7 @@ class Run:
     optims: list[Any]
     teacher: Teacher
     checkpoints: Checkpoints
-    evaluate: Callable[[Point, Progress], Point] | None
+    evaluate: Callable[[RunPoint, Progress], RunPoint] | None
 
     @property
     def steps(self) -> int:
@@ -54,7 +54,7 @@ class Run:
         return max(1, math.ceil(self.settings.epochs * self.teacher.batches.per_epoch))
 
 
-def train(run: Run, progress: Callable[[int, int], Progress]) -> Point:
+def train(run: Run, progress: Callable[[int, int], Progress]) -> RunPoint:
     """Train from the last checkpoint to the end, and return where that is.
 
     Args:
@@ -79,7 +79,7 @@ def train(run: Run, progress: Callable[[int, int], Progress]) -> Point:
     return point
 
 
-def _check_finite(loss: float, point: Point) -> None:
+def _check_finite(loss: float, point: RunPoint) -> None:
     if not math.isfinite(loss):
         raise FloatingPointError(f"the loss is {loss} at step {point.step}, which is not saved: try a lower lr")
 

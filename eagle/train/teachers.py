@@ -15,7 +15,7 @@ from eagle.data.batches import Batches
 from eagle.data.features import Features
 from eagle.model.support.output_transform import transformed
 from eagle.model.target import Taps, TargetModel
-from eagle.model.target_features import check_output, observe
+from eagle.model.target_features import check_output, read_features
 from eagle.train.train_batches import Top, TrainBatch, ahead, entries
 
 CHUNK = 1024  # rows of logits held at once
@@ -92,7 +92,7 @@ class TargetTeacher(Teacher):
         batch = self.batches.laid(rows)
         paired = entries(batch, seeds_B, self.device)
         ids_BT = batch.ids_BS.to(self.target.device)
-        seen = observe(self.target, ids_BT, self.taps, batch.positions_BS, batch.segments_BS)
+        seen = read_features(self.target, ids_BT, self.taps, batch.positions_BS, batch.segments_BS)
         target_hidden_RD = ahead(seen.hidden_BSD.to(self.device), paired.rows_R)
         features_BSF = seen.features_BSF[:, :-1].to(self.device)
         return TrainBatch(paired, features_BSF, target_hidden_RD, None, self._target_tokens(target_hidden_RD))

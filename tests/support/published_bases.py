@@ -1,6 +1,6 @@
 """Shapes of bases that heads are published for, as their public config.json have them; no Hub is asked.
 
-`WRITE_CONFIGS=1 pytest tests/test_configure.py` writes `eagle/train/configs` anew from this table.
+`WRITE_CONFIGS=1 pytest tests/train/test_configure.py` writes `eagle/train/configs` anew from this table.
 """
 
 from typing import Any, NamedTuple

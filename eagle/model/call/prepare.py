@@ -59,7 +59,7 @@ ROW_CRITERIA = (MaxTimeCriteria, StopStringCriteria)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedCall:
     """What `generate` hands to its decoding loop.
 
     Attributes:
@@ -100,7 +100,7 @@ def prepare(
     strings = _default(given, base, "stop_strings")
     if strings is not None:
         given["stop_strings"] = None  # preparation knows no tokenizer: the criterion is added below
-    prepared: Prepared = base.generate(**{**given, "custom_generate": _catch})
+    prepared: PreparedCall = base.generate(**{**given, "custom_generate": _catch})
     if strings is not None:
         own = arguments.get("tokenizer")
         prepared.criteria.append(StopStringCriteria(own if own is not None else tokenizer(), strings))
@@ -114,9 +114,9 @@ def _catch(
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     **inputs: Any,
-) -> Prepared:
+) -> PreparedCall:
     """Stand in for the decoding loop of `generate`."""
-    return Prepared(model, input_ids, logits_processor, stopping_criteria, generation_config, inputs)
+    return PreparedCall(model, input_ids, logits_processor, stopping_criteria, generation_config, inputs)
 
 
 def _default(given: dict[str, Any], base: Any, name: str) -> Any:
@@ -143,7 +143,7 @@ def _refuse(given: dict[str, Any], base: Any) -> None:
         raise NotImplementedError(f"{foreign} are not supported: eagle hands a model nothing but tokens")
 
 
-def _request(prepared: Prepared, target: TargetModel, arguments: dict[str, Any]) -> Request:
+def _request(prepared: PreparedCall, target: TargetModel, arguments: dict[str, Any]) -> Request:
     """Turn what `generate` prepared into what our loop needs."""
     config = prepared.config
     mode = config.get_generation_mode()
@@ -190,7 +190,7 @@ def _prefill_chunk(arguments: dict[str, Any], config: GenerationConfig) -> int:
     return chunk
 
 
-def _sampler(prepared: Prepared, target: TargetModel, generator: torch.Generator | None) -> Sampler:
+def _sampler(prepared: PreparedCall, target: TargetModel, generator: torch.Generator | None) -> Sampler:
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(f"generator={generator!r} must be a torch.Generator")
     if generator is not None and generator.device.type != target.device.type:
