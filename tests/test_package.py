@@ -38,7 +38,7 @@ NAMES = [f"{folder}.{name}" for folder, names in LINES for name in names.split()
 PLACES = {name: place for place, name in enumerate(NAMES)}
 # What data may know of the model: how it is loaded, and in one file how it answers.
 DATA_KNOWS = {"preparation": {"loading"}, "regenerate": {"ea_model", "loading", "properties"}}
-EDGES = ("train", "evaluation", "application", "ge_data")
+EDGES = ("train", "evaluation", "ge_data")
 FILES = sorted(ROOT.rglob("*.py"))
 
 
