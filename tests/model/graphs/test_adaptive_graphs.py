@@ -43,15 +43,6 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.fixture(autouse=True)
-def no_fallback(request, caplog):
-    """Fail every test whose steps were refused, unless it says that they are."""
-    caplog.set_level(logging.INFO, "eagle")
-    yield
-    if "refusal" not in request.keywords:
-        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-
-
 class InTurn(Chooser):
     """Takes prepared trees in a given order, over and over."""
 

