@@ -14,7 +14,7 @@ ROOT = Path(eagle.__file__).parent
 ORDER = """
     eagle: files chat
     eagle.model: choices tree configs stats sampling cache_layer kv_cache verify head
-    eagle.model.dialects: checkpoint
+    eagle.model.dialects: weights fields checkpoint
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
     eagle.model: target target_features draft_state drafter cache_reuse request_state walk step
     eagle.model.adaptive: costs profile cost_file trees prepared chooser

@@ -83,7 +83,7 @@ def activations(model: EaModel, rows: int, prompt: int, chunk: int) -> int:
         attention += 2 * prompt * heads * head_size + tokens * prompt
     if model.base_model.config._attn_implementation == "eager":
         attention += 2 * tokens * prompt * heads
-    features = 3 * width if model.use_eagle3 else width
+    features = (model.ea_layer.head.config.taps_count if model.use_eagle3 else 1) * width
     waiting = tokens * features * (prompt > chunk)
     tapped = tokens * features * (2 if model.use_eagle3 else 1)
     numbers = tokens * 2 * width + max(3 * tokens * config.intermediate_size, attention) + waiting + tapped

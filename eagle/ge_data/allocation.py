@@ -212,7 +212,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, help="folder of python -m eagle.data")
     parser.add_argument("--basepath", help="target; default: the one that the data was made for")
     parser.add_argument("--kind", choices=("eagle3", "eagle"), default="eagle3", help="which head reads the features")
-    parser.add_argument("--tap-layers", type=int, nargs=3, help="layers whose inputs they are; default: 2, n//2, n-3")
+    parser.add_argument("--tap-layers", type=int, nargs="+", help="layers whose inputs they are; default: 2, n//2, n-3")
     parser.add_argument("--top-logits", type=int, metavar="K", help="store the target's K highest logits instead of "
                         "its last hidden states and its output matrix")  # fmt: skip
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16", help="of what is stored")

@@ -191,7 +191,8 @@ def planned(
         raise ValueError(f"{data} holds no samples")
     _check(batch, shard_mb, top_k, config.vocab_size)
     taps = _taps(kind, tap_layers, config.num_hidden_layers)
-    columns = _columns(kind, config.hidden_size, DTYPES[dtype], top_k)
+    count = len(taps) if isinstance(taps, tuple) else 1
+    columns = _columns(kind, config.hidden_size, DTYPES[dtype], count=count, top_k=top_k)
     settings = {
         "target": base,
         "kind": kind,
@@ -244,8 +245,10 @@ def _config(base: str) -> Any:
         raise FileNotFoundError(f"the target {base} cannot be read ({words}): name it with --basepath") from failure
 
 
-def _columns(kind: str, width: int, dtype: torch.dtype, top_k: int | None) -> dict[str, tuple[int, torch.dtype]]:
-    columns = {"features": (width if kind == "eagle" else 3 * width, dtype)}
+def _columns(
+    kind: str, width: int, dtype: torch.dtype, *, count: int, top_k: int | None
+) -> dict[str, tuple[int, torch.dtype]]:
+    columns = {"features": (count * width, dtype)}
     if top_k is not None:
         return columns | {"top_ids": (top_k, torch.int32), "top_logits": (top_k, dtype)}
     return columns if kind == "eagle" else columns | {"hidden": (width, dtype)}

@@ -29,7 +29,8 @@ class EConfig(LlamaConfig):  # type: ignore[misc]
         norm_before_fc: one RMSNorm over the three concatenated features, `input_norm`.
         fc_norm: one RMSNorm per tapped layer, `fc_norm.0` to `fc_norm.2`.
         norm_output: the hidden state fed to the next draft step is the one after `norm`.
-        tap_layers: decoder layers whose *inputs* are the features; None means 2, n//2, n-3.
+        tap_layers: decoder layers whose *inputs* are the features, any number of them; n of a target of n layers is
+            the output of its last layer, before the final norm. None means 2, n//2, n-3.
     """
 
     model_type = "eagle_head"
@@ -44,20 +45,26 @@ class EConfig(LlamaConfig):  # type: ignore[misc]
     norm_output: bool = False
     tap_layers: list[int] | None = None
 
+    @property
+    def taps_count(self) -> int:
+        """How many layers an EAGLE-3 head reads."""
+        return len(self.tap_layers) if self.tap_layers else 3
 
-def tapped_layers(config: EConfig, target_layers: int) -> tuple[int, int, int]:
-    """Return the three decoder layers whose inputs an EAGLE-3 head reads.
+
+def tapped_layers(config: EConfig, target_layers: int) -> tuple[int, ...]:
+    """Return the decoder layers whose inputs an EAGLE-3 head reads; the number of layers is the last one's output.
 
     Raises:
         ValueError: the target is too shallow for the default, or the configured layers do not fit it.
     """
     taps = tuple(config.tap_layers or (2, target_layers // 2, target_layers - 3))
-    if len(taps) != 3 or sorted(set(taps)) != list(taps) or not 0 <= taps[0] <= taps[-1] < target_layers:
+    if sorted(set(taps)) != list(taps) or not 0 <= taps[0] <= taps[-1] <= target_layers:
         raise ValueError(
-            f"tap_layers={list(taps)} do not name three rising layers of a target with {target_layers} layers; "
-            f"the default (2, n//2, n-3) needs at least 7: set tap_layers in the head's config.json"
+            f"tap_layers={list(taps)} do not name rising layers, from 0 to the last one's output {target_layers}, of a "
+            f"target with {target_layers} layers; the default (2, n//2, n-3) needs at least 7: set tap_layers in the "
+            f"head's config.json"
         )
-    return taps  # type: ignore[return-value]
+    return taps
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:

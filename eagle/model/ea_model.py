@@ -21,7 +21,8 @@ from eagle.model.call.reference import Call, reference_signature, without_defaul
 from eagle.model.checks.diagnosis import Report, diagnose
 from eagle.model.configs import tree_config
 from eagle.model.decoding import Generation
-from eagle.model.dialects.checkpoint import HUB_KEYWORDS, read_config
+from eagle.model.dialects.checkpoint import check_is_no_head, read_config
+from eagle.model.dialects.weights import HUB_KEYWORDS
 from eagle.model.drafter import Drafter
 from eagle.model.graphs.pool import graph_pool
 from eagle.model.graphs.replay import replays
@@ -42,7 +43,7 @@ class EaModel(Facade, nn.Module):
         use_eagle3: None reads the kind of head from the checkpoint; True or False must agree with it.
         base_model: a loaded causal LM, or a PEFT wrapper of one; it is used as it is.
         base_model_name_or_path: where its tokenizer is.
-        ea_model_path: folder or Hub id of the head.
+        ea_model_path: folder or Hub id of the head, or its `config.json`.
         total_token: nodes of the draft tree, root included; -1 chooses before every step, within `depth` and `top_k`,
             by what this machine and the acceptance so far promise; where no tree pays, it decodes plainly.
         depth: expansions of the tree after the first.
@@ -119,7 +120,7 @@ class EaModel(Facade, nn.Module):
         Args:
             use_eagle3, total_token, depth, top_k, threshold, tree, compile, cuda_graphs: see the class.
             base_model_path: folder or Hub id of any decoder-only causal LM.
-            ea_model_path: folder or Hub id of the head.
+            ea_model_path: folder or Hub id of the head, or its `config.json`.
             kwargs: passed to the base model's `from_pretrained` (`torch_dtype`, `device_map`, `attn_implementation`,
                 `load_in_8bit`, `quantization_config`, …); `revision` applies to the base model alone.
         """
@@ -128,6 +129,7 @@ class EaModel(Facade, nn.Module):
         tree_config(total_token, depth, top_k, threshold, tree)
         hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs and name != "revision"}
         read_config(str(ea_model_path), **hub)  # a missing head is found before minutes of loading
+        check_is_no_head(str(base_model_path))
         base_model = load_base(str(base_model_path), kwargs)
         paths = (str(base_model_path), str(ea_model_path))
         more: dict[str, Any] = {"tree": tree, "compile": compile, "cuda_graphs": cuda_graphs, **hub}

@@ -193,11 +193,11 @@ class Eagle3Head(DraftHead):
         super().__init__(config, own_embeddings)
         size, eps = config.hidden_size, config.rms_norm_eps
         self.target_size = config.target_hidden_size or size
-        self.fc = nn.Linear(3 * self.target_size, size, bias=False)
+        self.fc = nn.Linear(config.taps_count * self.target_size, size, bias=False)
         if config.norm_before_fc:
-            self.input_norm = nn.RMSNorm(3 * self.target_size, eps=eps)
+            self.input_norm = nn.RMSNorm(config.taps_count * self.target_size, eps=eps)
         if config.fc_norm:
-            self.fc_norm = nn.ModuleList(nn.RMSNorm(self.target_size, eps=eps) for _ in range(3))
+            self.fc_norm = nn.ModuleList(nn.RMSNorm(self.target_size, eps=eps) for _ in range(config.taps_count))
         self.midlayer = Eagle3Layer(config)
         self.norm = nn.RMSNorm(size, eps=eps)
         self.lm_head = nn.Linear(size, self.draft_size, bias=False)
@@ -211,7 +211,7 @@ class Eagle3Head(DraftHead):
         return int(self.config.draft_vocab_size or self.config.vocab_size)
 
     def fuse(self, features_BSF: torch.Tensor) -> torch.Tensor:
-        """Return `fc` over the three concatenated features, normed first where the configuration says so."""
+        """Return `fc` over the concatenated features, normed first where the configuration says so."""
         if self.config.norm_before_fc:
             features_BSF = self.input_norm(features_BSF)
         if self.config.fc_norm:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from eagle.model.adaptive.chooser import Adaptation
 from eagle.model.adaptive.profile import Recorder
 from eagle.model.checks.diagnosis import checked_target
 from eagle.model.configs import TreeConfig, tapped_layers
-from eagle.model.dialects.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights, share
+from eagle.model.dialects.checkpoint import build_head, check_embeddings, read_config, share
+from eagle.model.dialects.weights import HUB_KEYWORDS, read_weights
 from eagle.model.drafter import Drafter
 from eagle.model.head import DraftHead, EagleHead
 from eagle.model.support.gradients import without_gradients
@@ -52,7 +54,7 @@ class Pair:
 
 def load_pair(
     base_model: Any,
-    ea_model_path: str,
+    ea_model_path: str | PathLike[str],
     trees: TreeConfig,
     *,
     use_eagle3: bool | None = None,
@@ -63,7 +65,7 @@ def load_pair(
 
     Args:
         base_model: a loaded causal LM, or a PEFT wrapper of one.
-        ea_model_path: folder or Hub id of the head.
+        ea_model_path: folder or Hub id of the head, or its `config.json`.
         trees: how trees grow.
         use_eagle3: the kind of head that is expected; None takes either.
         state: the head's tensors, where they are loaded already.
@@ -75,11 +77,12 @@ def load_pair(
     unknown = sorted(set(hub) - set(HUB_KEYWORDS))
     if unknown:
         raise TypeError(f"unknown arguments {unknown}; beyond the signature: {sorted(HUB_KEYWORDS)}")
-    target = checked_target(base_model)
+    target, ea_model_path = checked_target(base_model), str(ea_model_path)
     config = read_config(ea_model_path, **hub)
     # The weights are not kept in a variable: the head copies them.
     head = build_head(config, state if state is not None else read_weights(ea_model_path, **hub), target.config)
     _check_kind(head, ea_model_path, trees, use_eagle3)
+    check_embeddings(head, target.model)
     taps: Taps = "last" if isinstance(head, EagleHead) else tapped_layers(head.config, len(target.layers))
     head.to(device=target.device, dtype=target.model.dtype)
     share(head, target.model)

@@ -38,8 +38,8 @@ from eagle.model.tree import DraftTree
 PREFILL_CHUNK = 8192
 _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
-# Decoder layers whose inputs are the features (EAGLE-3), "last" for the output of the final norm (EAGLE-1/2), or
-# None for no features (plain decoding).
+# Decoder layers whose inputs are the features (EAGLE-3; their number means the last one's output), "last" for the
+# output of the final norm (EAGLE-1/2), or None for no features (plain decoding).
 Taps = tuple[int, ...] | str | None
 
 
@@ -288,13 +288,23 @@ class TargetModel:
 
             return hook
 
+        def catch_last(index: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                if threading.get_ident() == thread:
+                    caught[index] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
         handles = []
         self.lock.acquire()
         try:
             if taps == "last":
                 handles.append(self.decoder.module.register_forward_hook(catch_output))
             for index in taps if isinstance(taps, tuple) else ():
-                handles.append(self.layers[index].register_forward_pre_hook(catch_input(index), with_kwargs=True))
+                if index == len(self.layers):
+                    handles.append(self.layers[-1].register_forward_hook(catch_last(index)))
+                else:
+                    handles.append(self.layers[index].register_forward_pre_hook(catch_input(index), with_kwargs=True))
             yield caught
         finally:
             for handle in handles:

@@ -6,6 +6,7 @@
 Order, noise and learning rate are functions of the step, so there is nothing else to save.
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -111,7 +112,9 @@ class Checkpoints:
             raise OSError(f"no checkpoint could be written to {self.folder} ({words}): {stays}") from failure
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            document = {"point": asdict(point), "identity": self.identity, "files": file_checksums(unfinished)}
+            document: dict[str, Any] = {"point": asdict(point), "identity": self.identity}
+            document["files"] = file_checksums(unfinished)
+            document["checksum"] = _checksum(document)
             (unfinished / RUN).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
             finish_folder(unfinished, place)
             for old in self._whole()[: -self.keep]:
@@ -130,6 +133,10 @@ def _claimed(folder: Path) -> Any:
     return claim
 
 
+def _checksum(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
 def _problem(place: Path) -> str | None:
     """Return why a checkpoint cannot be read, or None."""
     try:
@@ -140,6 +147,8 @@ def _problem(place: Path) -> str | None:
     wanted = document.get("files")  # older checkpoints have none
     if wanted is None:
         return None
+    if document.pop("checksum", None) != _checksum(document):
+        return f"{RUN} is not what was saved"
     found = {name: value for name, value in file_checksums(place).items() if name != RUN}
     wrong = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
     return f"{wrong[0]} is not what was saved" if wrong else None

@@ -148,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
     for name in EAGLE3_FLAGS:
         parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help="EAGLE-3.1")
     help = "EAGLE-3: layers whose inputs are read; default: 2, n//2, n-3"
-    parser.add_argument("--tap-layers", type=int, nargs=3, metavar="LAYER", help=help)
+    parser.add_argument("--tap-layers", type=int, nargs="+", metavar="LAYER", help=help)
     return parser
 
 

@@ -369,5 +369,5 @@ def test_a_head_from_a_bin_file_loads_without_executing_anything(on_disk, tmp_pa
     model = EaModel.from_pretrained(base_model_path=on_disk / "base", ea_model_path=tmp_path)
     assert model.eagenerate([[5, 6, 7]], max_new_tokens=3).shape == (1, 6)
     torch.save({"layers.0.self_attn.q_proj.weight": PurePosixPath("x")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
+    with pytest.raises(Exception, match=r"it could run code"):
         EaModel.from_pretrained(base_model_path=on_disk / "base", ea_model_path=tmp_path)

@@ -150,7 +150,7 @@ def test_the_command_refuses_before_it_writes(tmp_path, capsys):
     for base, flags, words in (
         (tmp_path / "nothing", [], "nothing holds no config.json"),
         (tmp_path / "base", ["--kind", "eagle3"], "needs at least 7"),
-        (tmp_path / "base", ["--kind", "eagle3", "--tap-layers", "1", "2", "6"], "a target with 6 layers"),
+        (tmp_path / "base", ["--kind", "eagle3", "--tap-layers", "1", "2", "7"], "a target with 6 layers"),
         (tmp_path / "base", ["--fc-norm"], "fc_norm: of EAGLE-3 heads alone"),
     ):
         with pytest.raises(SystemExit) as stopped:

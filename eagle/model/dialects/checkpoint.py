@@ -7,27 +7,28 @@ is read from the tensors, never guessed from a flag. Nothing from a checkpoint i
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from eagle.files import is_local, whole_file, write_text
 from eagle.model.configs import EConfig
+from eagle.model.dialects.fields import head_config_from
+from eagle.model.dialects.weights import read_fields, read_weights, tensor_names
 from eagle.model.head import DraftHead, Eagle3Head, EagleHead
 
 logger = logging.getLogger(__name__)
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# Rows of the embeddings that are compared, and the least mean cosine of copies of one another, rounded or tuned.
+SAMPLED, ALIKE = 256, 0.5
 # Rotary frequencies are computed, never read; some exporters write them all the same.
 TOLERATED = ("rotary_emb.inv_freq",)
-HUB_KEYWORDS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 
 def load_head(path: str, target: Any, **hub: Any) -> DraftHead:
@@ -50,53 +51,27 @@ def read_config(path: str, **hub: Any) -> EConfig:
     """Read a head's `config.json`.
 
     Raises:
+        FileNotFoundError, ValueError: there is none, or it is damaged.
         NotImplementedError: a layout or a flag of another trainer that would be misread.
     """
-    return head_config_from(json.loads(_find(path, ("config.json",), hub).read_text()), path)
-
-
-def head_config_from(fields: dict[str, Any], path: str) -> EConfig:
-    """Return the configuration that a head's `config.json` at `path` describes; errors as in `read_config`."""
-    fields = dict(fields)
-    if "speculators_model_type" in fields:
-        raise NotImplementedError(f"{path}: the speculators layout is not read; convert the head to SafeAILab's")
-    if "LlamaForCausalLMEagle3" in (fields.get("architectures") or ()) and not fields.pop("norm_output", True):
-        raise NotImplementedError(f"{path}: norm_output=false (no norm before lm_head) is not supported")
-    outputs = (fields.pop("eagle_config", None) or {}).get("eagle_aux_hidden_state_layer_ids")
-    if outputs is not None:
-        # These name layers whose *output* is read, the same tensor as the next layer's input.
-        fields.setdefault("tap_layers", [layer + 1 for layer in outputs])
-    for name in ("architectures", "auto_map", "model_type", "transformers_version"):
-        fields.pop(name, None)
-    for name in ("rope_scaling", "rope_parameters"):
-        rope = fields.get(name) or {}
-        if "mrope" in (rope.get("type"), rope.get("rope_type")):
-            # Three rows of positions, all equal for text: the default embedding.
-            fields[name] = {**rope, "type": "default", "rope_type": "default"}
-    return EConfig(**fields)
-
-
-def read_weights(path: str, **hub: Any) -> dict[str, torch.Tensor]:
-    """Read a head's tensors by name."""
-    file = _find(path, WEIGHT_FILES, hub)
-    if file.suffix == ".safetensors":
-        return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    return head_config_from(read_fields(path, hub), path)
 
 
 def build_head(config: EConfig, state: Mapping[str, torch.Tensor], target: Any) -> DraftHead:
     """Make the head that these tensors describe, of copies of them in their own dtypes.
 
+    Names and shapes are compared before anything is computed or copied.
+
     Raises:
         ValueError: see `load_head`.
+        NotImplementedError: an EAGLE-3 head of several layers.
     """
     state = {name: tensor for name, tensor in state.items() if not name.endswith(TOLERATED)}
-    _check_finite(state)
-    is_eagle3 = "midlayer.self_attn.q_proj.weight" in state
-    if not is_eagle3 and "layers.0.self_attn.q_proj.weight" not in state:
-        raise ValueError(f"no draft head found: neither 'midlayer.' nor 'layers.0.' among the tensors {sorted(state)}")
+    is_eagle3 = _is_eagle3(state)
+    if is_eagle3:
+        state = _with_midlayer(state)
+    _check_layers(config, state, is_eagle3)
     head: DraftHead = _eagle3(config, state, target) if is_eagle3 else _eagle(config, state, target)
-    head.rotary_emb = LlamaRotaryEmbedding(config)
     expected = set(head.state_dict())
     missing, unexpected = sorted(expected - set(state)), sorted(set(state) - expected)
     if missing or unexpected:
@@ -108,11 +83,91 @@ def build_head(config: EConfig, state: Mapping[str, torch.Tensor], target: Any) 
     ]
     if wrong:
         raise ValueError(f"draft head does not fit its config.json or its target: {'; '.join(wrong)}")
-    # Copies: the caller's tensors, and files that are mapped into memory, may change.
-    head.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+    _check_finite(state)
     if is_eagle3:
         _check_draft_vocabulary(state, target.vocab_size)
+    head.rotary_emb = LlamaRotaryEmbedding(config)
+    # Copies: the caller's tensors, and files that are mapped into memory, may change.
+    head.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     return head.eval()
+
+
+def _is_eagle3(state: Mapping[str, torch.Tensor]) -> bool:
+    """Tell the kind of head by its tensors: an EAGLE-3 layer attends over embedding and hidden state side by side.
+
+    Raises:
+        ValueError: they are of no head.
+    """
+    for first, of_eagle3 in (("midlayer.", True), ("layers.0.", False)):
+        query = state.get(f"{first}self_attn.q_proj.weight")
+        if query is not None:
+            return of_eagle3 or _reads_two_states(query, state)
+    names = sorted(state)
+    some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    if any(name.startswith("model.layers.") for name in names):
+        raise ValueError(
+            f"these are the tensors of a whole model ({some}), not of a draft head: are base_model_path and "
+            "ea_model_path exchanged?"
+        )
+    raise ValueError(f"no draft head found: neither 'midlayer.' nor 'layers.0.' among the tensors {some}")
+
+
+def _reads_two_states(query: torch.Tensor, state: Mapping[str, torch.Tensor]) -> bool:
+    output = state.get("layers.0.self_attn.o_proj.weight")
+    return query.ndim == 2 and output is not None and output.ndim == 2 and query.shape[1] == 2 * output.shape[0]
+
+
+def _with_midlayer(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return an EAGLE-3 head's tensors under SafeAILab's names; some trainers call its layer `layers.0`."""
+    renamed = {}
+    for name, tensor in state.items():
+        renamed[f"midlayer.{name.removeprefix('layers.0.')}" if name.startswith("layers.0.") else name] = tensor
+    if len(renamed) != len(state):
+        raise ValueError("the head has both 'midlayer.' and 'layers.0.'")
+    return renamed
+
+
+def _check_layers(config: EConfig, state: Mapping[str, torch.Tensor], is_eagle3: bool) -> None:
+    found = {int(match[1]) for name in state if (match := re.match(r"layers\.(\d+)\.", name))}
+    count = len(found) + is_eagle3
+    if is_eagle3 and found:
+        raise NotImplementedError(f"an EAGLE-3 head of {count} layers is not supported, only of one")
+    if config.num_hidden_layers != count:
+        raise ValueError(
+            f"draft head does not fit its config.json: num_hidden_layers={config.num_hidden_layers}, the file has "
+            f"{count}"
+        )
+
+
+def check_is_no_head(path: str) -> None:
+    """Refuse a draft head where a base model is wanted: it would load as a model of random weights.
+
+    Raises:
+        ValueError: the folder holds a head.
+    """
+    names = tensor_names(path) if is_local(path) else []
+    if "fc.weight" in names and not any(name.startswith("model.") for name in names):
+        raise ValueError(
+            f"{path!r} holds a draft head, not a base model: are base_model_path and ea_model_path exchanged?"
+        )
+
+
+def check_embeddings(head: DraftHead, target: Any) -> None:
+    """Say so where a head's own embeddings have nothing to do with its target's, of which trainers take a copy."""
+    mine, theirs = getattr(head, "embed_tokens", None), getattr(target.get_input_embeddings(), "weight", None)
+    if mine is None or not isinstance(theirs, torch.Tensor) or theirs.is_meta or not theirs.is_floating_point():
+        return
+    if mine.weight.shape != theirs.shape:
+        return
+    rows = torch.arange(0, len(theirs), max(1, len(theirs) // SAMPLED))
+    own_RD, target_RD = (weight.detach()[rows.to(weight.device)].float().cpu() for weight in (mine.weight, theirs))
+    similarity = float(torch.nn.functional.cosine_similarity(own_RD, target_RD).mean())
+    if similarity < ALIKE:
+        logger.warning(
+            "the head's embed_tokens are not like the target's (mean cosine %.2f): they belong to another target, or "
+            "were never trained; few drafts will be accepted",
+            similarity,
+        )
 
 
 def share(head: DraftHead, target: Any) -> None:
@@ -153,7 +208,8 @@ def _eagle3(config: EConfig, state: dict[str, torch.Tensor], target: Any) -> Eag
     width = config.target_hidden_size or config.hidden_size
     if width != target.hidden_size:
         raise ValueError(f"the head was made for a target of hidden size {width}, this one has {target.hidden_size}")
-    _check_width("fc.weight", state, 3 * width, f"3 x the target's hidden size {width}")
+    meaning = f"{config.taps_count} x the target's hidden size {width}"
+    _check_width("fc.weight", state, config.taps_count * width, meaning)
     own_embeddings = "embed_tokens.weight" in state
     if config.hidden_size != target.hidden_size and not own_embeddings:
         raise ValueError(
@@ -185,15 +241,17 @@ def _check_vocabulary(config: EConfig, target: Any) -> None:
 def _check_width(name: str, state: Mapping[str, torch.Tensor], width: int, meaning: str) -> None:
     if name not in state:
         raise ValueError(f"draft head does not fit its config.json: missing {name!r}")
-    if state[name].shape[1] != width:
-        raise ValueError(f"{name} reads {state[name].shape[1]} inputs, expected {width} ({meaning})")
+    if state[name].ndim != 2 or state[name].shape[1] != width:
+        raise ValueError(
+            f"{name} reads {'x'.join(map(str, state[name].shape[1:]))} inputs, expected {width} ({meaning})"
+        )
 
 
 def _check_finite(state: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"tensor {name!r} holds NaN or infinity: the checkpoint is damaged")
-        if tensor.ndim == 2 and not tensor.any() and not name.startswith("embed_tokens"):
+        if tensor.ndim == 2 and not tensor.any():
             raise ValueError(f"tensor {name!r} is all zero: the checkpoint is damaged or was never trained")
 
 
@@ -210,24 +268,6 @@ def _check_draft_vocabulary(state: Mapping[str, torch.Tensor], vocabulary: int) 
     chosen_V[ids_W] = True
     if not torch.equal(chosen_V, known_V.bool()):
         raise ValueError("d2t and t2d disagree about which tokens the head drafts")
-
-
-def _find(path: str, names: tuple[str, ...], hub: dict[str, Any]) -> Path:
-    """Return the first of `names` in a folder or a Hub repository."""
-    folder = Path(path)
-    if folder.is_dir():
-        found = next((folder / name for name in names if (folder / name).is_file()), None)
-        if found is None:
-            raise FileNotFoundError(f"{folder} holds none of {names}")
-        return found
-    if is_local(path) or "/" not in path:
-        raise FileNotFoundError(f"{path!r} is neither a folder nor a Hub repository id")
-    for name in names:
-        try:
-            return Path(hf_hub_download(path, name, **hub))
-        except EntryNotFoundError:
-            continue
-    raise FileNotFoundError(f"Hub repository {path!r} holds none of {names}")
 
 
 def save_head(head: DraftHead, folder: str | Path) -> None:

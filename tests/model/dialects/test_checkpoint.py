@@ -11,7 +11,7 @@ from pairs import random_head
 from safetensors.torch import load_file, save_file
 
 from eagle.model.configs import EConfig, tapped_layers
-from eagle.model.dialects import checkpoint
+from eagle.model.dialects import weights as weight_files
 from eagle.model.dialects.checkpoint import load_head, read_config, save_head
 
 TARGET = base_model("llama").config
@@ -78,25 +78,6 @@ def test_every_rope_type_a_config_names_is_understood(tmp_path, rope):
     assert rotary.config.rope_parameters["rope_theta"] == 500.0
 
 
-def test_output_layer_ids_of_other_trainers_are_shifted_by_one(tmp_path):
-    save_head(random_head(base_model("llama"), "eagle3"), tmp_path)
-    fields = json.loads((tmp_path / "config.json").read_text())
-    fields |= {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 2, 4]}, "tap_layers": None}
-    fields.pop("tap_layers")
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    assert tapped_layers(read_config(str(tmp_path)), 7) == (1, 3, 5)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [{"speculators_model_type": "eagle3"}, {"architectures": ["LlamaForCausalLMEagle3"], "norm_output": False}],
-)
-def test_a_layout_that_would_be_misread_is_refused(tmp_path, fields):
-    (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(NotImplementedError, match=r"speculators|norm_output"):
-        read_config(str(tmp_path))
-
-
 def test_bias_is_on_when_config_is_silent_and_the_weights_win(tmp_path, caplog):
     assert EConfig().bias
     head = random_head(base_model("llama"), "eagle", bias=False)
@@ -139,7 +120,7 @@ def test_a_hub_id_is_downloaded_with_token_and_revision(tmp_path, monkeypatch, w
             raise EntryNotFoundError(name)
         return str(tmp_path / name)
 
-    monkeypatch.setattr(checkpoint, "hf_hub_download", download)
+    monkeypatch.setattr(weight_files, "hf_hub_download", download)
     head = load_head("someone/head", TARGET, token="t", revision="main")
     assert head.kind == "EAGLE-1/2"
     assert set(map(str, asked)) == {str(("someone/head", {"token": "t", "revision": "main"}))}

@@ -1,0 +1,155 @@
+"""What a head's `config.json` means: every field is honoured, refused, or named as unknown.
+
+Knows the fields of Llama configurations and those that other trainers add; knows no tensors.
+"""
+
+import logging
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from eagle.model.configs import EAGLE3_FLAGS, EConfig
+
+logger = logging.getLogger(__name__)
+
+# What says nothing about the arithmetic of a head, and is not kept.
+SILENT = (
+    "architectures",
+    "auto_map",
+    "model_type",
+    "transformers_version",
+    "use_sliding_window",
+    "max_window_layers",
+    "target_model_type",
+    "quantization_config",
+    "torch_dtype",
+    "torchscript",
+)
+# Older names of fields that configurations of transformers translate.
+OLDER = ("rope_theta", "rope_scaling")
+# The values that an EAGLE-3 head of NVIDIA's Model-Optimizer is built with, in `eagle_config` or beside it.
+MODEL_OPTIMIZER = {
+    "use_aux_hidden_state": True,
+    "use_input_layernorm_in_first_layer": True,
+    "use_last_layernorm": True,
+    "use_mtp_layernorm": False,
+    "parallel_draft_step": 1,
+    "has_lm_head": True,
+    "head_num": 1,
+}
+TAPS = "eagle_aux_hidden_state_layer_ids"
+NUMBERS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "draft_vocab_size",
+    "target_hidden_size",
+)
+SWITCHES = (*EAGLE3_FLAGS, "bias", "qkv_bias", "attention_bias", "mlp_bias")
+# A head dimension or a count beyond it is a damaged file; no head is near it.
+MOST = 1 << 24
+
+
+def head_config_from(fields: dict[str, Any], path: str) -> EConfig:
+    """Return the configuration that a head's `config.json` at `path` describes.
+
+    Raises:
+        NotImplementedError: a layout or a field of another trainer that would be misread.
+        ValueError: a field of a wrong type or size.
+    """
+    fields = dict(fields)
+    if "speculators_model_type" in fields:
+        raise NotImplementedError(f"{path}: the speculators layout is not read; convert the head to SafeAILab's")
+    if isinstance(fields.get("model"), dict):
+        raise NotImplementedError(f"{path}: vLLM's layout of EAGLE-1 heads, fields within `model`, is not read")
+    by_specforge = "LlamaForCausalLMEagle3" in (fields.get("architectures") or ())
+    _check_numbers(fields, path)
+    _read_taps(fields, path)
+    _check_windows(fields, path)
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = fields.get(name)
+        if isinstance(rope, dict) and "mrope" in (rope.get("type"), rope.get("rope_type")):
+            # Three rows of positions, all equal for text: the default embedding.
+            fields[name] = {**rope, "type": "default", "rope_type": "default"}
+    _check_kinds(fields, path)
+    unknown = sorted(set(fields) - {*EConfig().to_dict(), *SILENT, *OLDER})
+    if unknown:
+        logger.warning("%s: fields %s of config.json are not known here and have no effect", path, unknown)
+    kept = {name: value for name, value in fields.items() if name not in SILENT and name not in unknown}
+    try:
+        config = EConfig(**kept)
+    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as failure:
+        words = " ".join(str(failure).split())
+        raise ValueError(f"{path}: config.json describes no head ({words})") from failure
+    if by_specforge and config.norm_output:
+        logger.warning(
+            "%s: norm_output=true is read as EAGLE-3.1's; heads that SpecForge wrote before September 2026 carry it "
+            "and are plain EAGLE-3: if few drafts are accepted, set it to false",
+            path,
+        )
+    return config
+
+
+def _check_numbers(fields: dict[str, Any], path: str) -> None:
+    for name in NUMBERS:
+        value = fields.get(name)
+        if value is not None and not (type(value) is int and 1 <= value <= MOST):
+            raise ValueError(f"{path}: config.json says {name}={value!r}, which must be a whole number of at least 1")
+
+
+def _check_kinds(fields: dict[str, Any], path: str) -> None:
+    for name in SWITCHES:
+        if type(fields.get(name, False)) is not bool:
+            raise ValueError(f"{path}: config.json says {name}={fields[name]!r}, which must be true or false")
+    act = fields.get("hidden_act", "silu")
+    if not isinstance(act, str) or act not in ACT2FN:
+        raise ValueError(f"{path}: config.json says hidden_act={act!r}, which transformers does not know")
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = fields.get(name) or {}
+        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+        if kind not in ("default", *ROPE_INIT_FUNCTIONS):
+            raise ValueError(f"{path}: config.json says {name}={rope!r}, a rotary embedding transformers does not know")
+
+
+def _read_taps(fields: dict[str, Any], path: str) -> None:
+    """Turn the layer ids of other trainers into `tap_layers`, and refuse what changes the arithmetic otherwise."""
+    nested = fields.pop("eagle_config", None) or {}
+    if not isinstance(nested, dict):
+        raise ValueError(f"{path}: config.json says eagle_config={nested!r}, which must hold fields")
+    nested = dict(nested)
+    inner, outer = nested.pop(TAPS, None), fields.pop(TAPS, None)
+    for name, usual in MODEL_OPTIMIZER.items():
+        for found in (nested.pop(name, usual), fields.pop(name, usual)):
+            if found != usual:
+                raise NotImplementedError(f"{path}: {name}={found!r} is not supported, only {usual!r}")
+    if nested:
+        logger.warning("%s: fields %s of eagle_config are not known here and have no effect", path, sorted(nested))
+    for name, ids in ((f"eagle_config.{TAPS}", inner), (TAPS, outer), ("tap_layers", fields.get("tap_layers"))):
+        if ids is not None and not (isinstance(ids, list) and ids and all(type(layer) is int for layer in ids)):
+            raise ValueError(f"{path}: config.json says {name}={ids!r}, which must be a list of layers")
+    if fields.get("tap_layers") is not None:
+        return
+    if inner is not None:
+        # Lists that begin with 1 name layers whose *output* is read, the same tensor as the next layer's input.
+        fields["tap_layers"] = [layer + 1 for layer in inner] if inner[0] == 1 else inner
+    elif outer is not None:
+        fields["tap_layers"] = outer
+
+
+def _check_windows(fields: dict[str, Any], path: str) -> None:
+    kinds = fields.pop("layer_types", None) or ()
+    window = fields.pop("sliding_window", None)
+    other = [kind for kind in kinds if kind != "full_attention"]
+    if other:
+        raise NotImplementedError(
+            f"{path}: layer_types={list(kinds)} with sliding_window={window}: a head that sees only so far back is not "
+            "supported, and without its window it would draft worse in silence"
+        )
+    if window is not None and fields.get("use_sliding_window", True):
+        logger.info("%s: sliding_window=%s has no effect without layer_types", path, window)
