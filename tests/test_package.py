@@ -22,7 +22,7 @@ ORDER = """
     eagle.model.graphs: static_cache static_draft_state device_step pool replay
     eagle.model.call: inputs prepare reference output facade
     eagle.model.checks: self_check diagnosis
-    eagle.model: pair ea_model
+    eagle.model: utils pair ea_model
     eagle.data: sources samples tensor_files shards folder features batches regenerate maker preparation __main__
     eagle.ge_data: disk plan target_embeddings shards allocation
     eagle.train: settings configure train_batches optimizers heads teachers sources
@@ -30,7 +30,7 @@ ORDER = """
     eagle.train: distributed progress checkpoints export acceptance loop main main_deepspeed
     eagle.traineagle3: main
     eagle.evaluation: synthetic prompts pairs methods model_meter measure report curve_points plots
-    eagle.evaluation: bench curves memory conversation processor
+    eagle.evaluation: bench curves memory conversation processor spec_bench
     eagle: cli
 """
 LINES = [line.strip().split(": ") for line in ORDER.strip().splitlines()]

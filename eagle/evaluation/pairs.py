@@ -69,7 +69,12 @@ def add_pair_options(parser: argparse.ArgumentParser, heads: Sequence[str] = TIN
 
 def add_prompts(parser: argparse.ArgumentParser) -> None:
     """Add where texts come from."""
-    parser.add_argument("--prompts", type=Path, default=TINY_PAIR / "prompts.jsonl", help="JSON lines with `text`")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        default=TINY_PAIR / "prompts.jsonl",
+        help="JSON lines with `text`, `messages` or `turns`",
+    )
 
 
 def add_tree(parser: argparse.ArgumentParser) -> None:

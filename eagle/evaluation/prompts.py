@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
 from eagle.evaluation.synthetic import BOS
 
@@ -28,10 +29,39 @@ class Prompt:
 
 
 def read_prompts(path: Path, tokenizer: Any, count: int, kind: str | None = None) -> list[torch.Tensor]:
-    """Read up to `count` prompts [1, S] from JSON lines with `text` and optionally `kind`."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    texts = [line["text"] for line in lines if kind is None or line.get("kind") == kind]
-    return [_with_bos(tokenizer, tokenizer(text)["input_ids"]) for text in texts[:count]]
+    """Read up to `count` prompts [1, S] from JSON lines, those of a `kind` where one is named.
+
+    A line has `text`, which is continued; or `messages`, or `turns` as FastChat's question sets have them, of which the
+    first is asked: these are rendered with the tokenizer's chat template, which says itself whether a BOS comes first.
+
+    Raises:
+        ValueError: a line is no prompt, or the tokenizer has no chat template for it; the message names the line.
+    """
+    rows: list[torch.Tensor] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if len(rows) == count:
+            break
+        try:
+            fields = json.loads(line)
+            if kind is None or fields.get("kind") == kind:
+                rows.append(_prompt(tokenizer, fields))
+        except (ValueError, TypeError, AttributeError, RecursionError, TemplateError) as failure:
+            raise ValueError(f"{path} line {number}: {failure}") from failure
+    return rows
+
+
+def _prompt(tokenizer: Any, fields: dict[str, Any]) -> torch.Tensor:
+    if isinstance(fields.get("text"), str):
+        return _with_bos(tokenizer, tokenizer(fields["text"])["input_ids"])
+    messages, turns = fields.get("messages"), fields.get("turns")
+    if messages is None and isinstance(turns, list) and turns and isinstance(turns[0], str):
+        messages = [{"role": "user", "content": turns[0]}]
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"no text, messages or turns among {sorted(fields)}")
+    if not tokenizer.chat_template:
+        raise ValueError("messages and turns need a tokenizer with a chat template")
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
 
 
 def _with_bos(tokenizer: Any, ids: list[int]) -> torch.Tensor:

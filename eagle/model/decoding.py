@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
+from transformers import Cache
 
 from eagle.model.adaptive.chooser import Chooser
 from eagle.model.cache_reuse import CachedPrefix, CachePool, Prefix
@@ -63,6 +64,7 @@ class Generation:
     Attributes:
         stream: the rows that run and their caches.
         replayed: the stream's steps on buffers; None where they run as they are, and before the prefill.
+        left_cache: after the end of a call that returns a dict, keys and values as `generate` would leave them.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Generation:
         self.stream = Stream(target, drafter, taps, request=request, rows=self.rows)
         self.stream.start(self._capacity, self.request.limit)
         self.replayed: Replays | None = None
+        self.left_cache: Cache | None = None
         self._turn = 0
 
     @property
@@ -127,8 +130,20 @@ class Generation:
             ids = self.rows.ids()[0, : stream.cache.lengths[0]].tolist()
             left = CachedPrefix(ids, stream.target, stream.cache, stream.drafter, stream.draft_state)
             self.prefix.leave(left, self._turn)
-        elif is_whole and self.pool is not None and self.is_done:
+        if is_whole and self.is_done and self.request.returns_dict:
+            self.left_cache = self._exported(replayed is not None)
+        if is_whole and not leaves and self.pool is not None and self.is_done:
             self.pool.keep(stream.caches)
+
+    def _exported(self, was_replayed: bool) -> Cache | None:
+        """Return what `generate` leaves in its cache, where all rows are there and in step; None elsewhere."""
+        stream = self.stream
+        in_step = stream.cache.is_uniform and len(stream.running) == len(self.rows.new)
+        whole = stream.cache.lengths[0] == self.rows.prompt + max(map(len, self.rows.new)) - 1
+        usual = stream.target.cached_layers == len(stream.target.layers) and stream.target.rope_switch is None
+        if was_replayed or not (in_step and whole and usual):
+            return None
+        return stream.cache.exported(stream.target.config)
 
     def prefill(self) -> DecodeStep:
         """Run the prompt and pick the first token of every row."""
@@ -230,7 +245,7 @@ class Generation:
         all_accepted = [0] * len(all_tokens)
         for row, new, n in zip(self.stream.running, tokens, accepted, strict=True):
             all_tokens[row], all_accepted[row] = new, n
-        self.stats.new_tokens += sum(map(len, tokens))
+        self.stats.record_tokens(sum(map(len, tokens)))
         rows, drafted = (tuple(self.stream.running), tree.size - 1) if tree is not None else ((), 0)
         return DecodeStep(all_tokens, drafted, all_accepted, list(self.rows.finished), tree, rows)
 

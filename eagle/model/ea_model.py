@@ -222,7 +222,10 @@ class EaModel(Facade, nn.Module):
 
     @reference_signature
     def naivegenerate(self, input_ids: torch.Tensor, call: Call, log: bool) -> Any:
-        """Generate without drafting, by the same loop: the honest baseline. Arguments as in `eagenerate`."""
+        """Generate without drafting, by the same loop: the honest baseline. Arguments as in `eagenerate`.
+
+        With `log` the last number is that of the last token: every one takes a forward.
+        """
         return self._logged(self._start(None, input_ids, call), log)
 
     @reference_signature
@@ -267,7 +270,8 @@ class EaModel(Facade, nn.Module):
     def _logged(self, generation: Generation, log: bool) -> Any:
         output = collected(generation)
         new_token = max(map(len, generation.rows.new))
-        return (output, new_token, max(0, generation.stats.steps - 1)) if log else output
+        forwards = generation.stats.steps if generation.stream.drafter is not None else new_token
+        return (output, new_token, max(0, forwards - 1)) if log else output
 
     def _stream(self, generation: Generation) -> Iterator[torch.Tensor]:
         for _ in steps(generation):

@@ -10,14 +10,17 @@ as zeros because a NaN in a masked slot still poisons attention (0 * NaN), and g
 Shapes: B batch, H kv heads, C cache slots, E head size, N new entries, A accepted path.
 """
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from eagle.model.cache_layer import CacheLayer
+
+logger = logging.getLogger(__name__)
 
 # New tokens that there is room for at first; each growth brings twice as many as the one before.
 BLOCK = 256
@@ -245,9 +248,28 @@ class KVCache(BaseKVCache):
             if layer.is_initialized:
                 layer.keep_rows(rows)
 
+    def exported(self, config: Any) -> Cache:
+        """Return a copy of what is committed as transformers' own cache, for a forward or `generate` of its own.
+
+        Args:
+            config: the text configuration, which says what kind of cache each layer has.
+        """
+        cache = DynamicCache(config=config)
+        used = max(self.lengths)
+        for number, layer in enumerate(self.layers):
+            if layer.is_initialized:
+                cache.update(layer.keys[:, :, :used].clone(), layer.values[:, :, :used].clone(), number)
+        return cache
+
     def rewind(self, length: int, capacity: int) -> None:
         """Keep the first entries of every row and allow for `capacity`; buffers that are large enough stay."""
         assert length <= min(self.lengths)
         self.lengths = [length] * len(self.lengths)
         self.drop_undecided()
         self.capacity = max(capacity, self.capacity)
+
+
+def initialize_past_key_values(model: Any, max_length: int = 2048) -> tuple[None, None, None]:
+    """Return the reference's three cache objects, as None: calls make their own caches, sized for what they need."""
+    logger.info("initialize_past_key_values has no effect: every call makes its own caches")
+    return None, None, None

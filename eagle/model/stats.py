@@ -16,6 +16,7 @@ class GenerationStats:
         prompt_tokens: prompt tokens of all rows, pads excluded.
         prefilled_tokens: prompt tokens run through the target, pads included; fewer than the prompt's with a prefix.
         new_tokens: emitted tokens of all rows, after cutting at EOS or a limit.
+        tokens_per_step: emitted tokens of the prefill and of every step, all rows together; they sum to `new_tokens`.
         steps: verify forwards.
         row_steps: verify forwards summed over the rows active in them.
         drafted: drafted nodes verified, summed over row steps.
@@ -30,6 +31,7 @@ class GenerationStats:
     prompt_tokens: int = 0
     prefilled_tokens: int = 0
     new_tokens: int = 0
+    tokens_per_step: list[int] = field(default_factory=list)
     steps: int = 0
     row_steps: int = 0
     drafted: int = 0
@@ -63,6 +65,11 @@ class GenerationStats:
         """Emitted tokens over prefill and decode time; 0 before anything ran."""
         seconds = self.prefill_seconds + self.decode_seconds
         return self.new_tokens / seconds if seconds else 0.0
+
+    def record_tokens(self, count: int) -> None:
+        """Add what the prefill or a step emitted."""
+        self.new_tokens += count
+        self.tokens_per_step.append(count)
 
     def record_step(self, drafted: int, accepted: list[int], seconds: float) -> None:
         """Add one verify forward: nodes drafted per row, tokens accepted by each active row, wall time."""

@@ -14,7 +14,17 @@ from transformers import HfArgumentParser
 from eagle.model.configs import EAGLE3_FLAGS
 
 # These may change between the parts of a run that was interrupted: they do not change what it computes.
-FREE = ("cpdir", "save_every", "keep_checkpoints", "log_every", "report_to", "config", "local_rank")
+FREE = (
+    "cpdir",
+    "save_every",
+    "keep_checkpoints",
+    "log_every",
+    "report_to",
+    "config",
+    "local_rank",
+    "deepspeed",
+    "trust_remote_code",
+)
 EAGLE3 = ("draft_vocab_size", "tap_layers", *EAGLE3_FLAGS)
 BATCH = ("bs", "gradient_accumulation_steps")
 
@@ -66,7 +76,9 @@ class Settings:
     load_in_8bit: bool = _about("quantise the target", False)
     target_device_map: str | None = _about("where the target is, if not beside the head: auto, cuda:1, cpu")
     deepspeed_config: str | None = _about("JSON file for DeepSpeed")
+    deepspeed: bool = _about("taken for scripts that give it; --deepspeed_config decides", False)
     local_rank: int = _about("set by launchers", -1)
+    trust_remote_code: bool = _about("run code that comes with the target", False)
 
     save_every: int = _about("steps between checkpoints", 500)
     keep_checkpoints: int = _about("how many of the last ones stay", 2)

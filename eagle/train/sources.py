@@ -57,7 +57,7 @@ class Source(ABC):
     def target(self) -> TargetModel:
         """The frozen target."""
         settings = self.settings
-        options: dict[str, Any] = {"dtype": settings.dtype}
+        options: dict[str, Any] = {"dtype": settings.dtype, "trust_remote_code": settings.trust_remote_code}
         options |= {name: True for name in ("load_in_4bit", "load_in_8bit") if getattr(settings, name)}
         where = settings.target_device_map
         if where is not None:

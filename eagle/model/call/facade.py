@@ -5,18 +5,50 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+# Methods of a transformers model that mean the base model, asked for under their own names.
+PASSED_ON = (
+    "compute_transition_scores",
+    "get_input_embeddings",
+    "get_memory_footprint",
+    "get_output_embeddings",
+    "num_parameters",
+    "tie_weights",
+)
+
+
+class ForwardOutput(tuple[Any, ...]):
+    """What `forward` returns: the reference's tuple, and the attributes of the base model's output (`logits`, …)."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self[0], name)
+
 
 class Facade:
     """Attributes of `base_model` under the names they have there.
 
     Attributes:
         base_model: the causal LM.
+        base_model_name_or_path: where its tokenizer is.
         target: the same, with taps.
     """
 
     base_model: Any
+    base_model_name_or_path: str
     target: Any
     _taps: Any
+    main_input_name = "input_ids"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in PASSED_ON:
+            return getattr(self.base_model, name)
+        return super().__getattr__(name)  # type: ignore[misc]
+
+    @property
+    def name_or_path(self) -> str:
+        """Where the base model's tokenizer is: harnesses load it from there."""
+        return self.base_model_name_or_path
 
     @property
     def device(self) -> torch.device:
@@ -65,7 +97,7 @@ class Facade:
         output_orig: bool = False,
         position_ids: torch.Tensor | None = None,
         cache: Any = None,
-    ) -> tuple[Any, ...]:
+    ) -> ForwardOutput:
         """Run the base model once and return what a head reads beside its output (the reference's method).
 
         Args:
@@ -74,7 +106,8 @@ class Facade:
         Returns:
             `(outputs, hidden)`, or `(outputs, logits, hidden)` with `output_orig`; `outputs` are the base model's, so
             the cache in them has the name it has there (`cache` since transformers 5.24, `past_key_values` before);
-            `hidden` [B, S, F] are the features: F is the hidden size (EAGLE-1/2) or three times that (EAGLE-3).
+            `hidden` [B, S, F] are the features: F is the hidden size (EAGLE-1/2) or that of all layers read (EAGLE-3).
+            Attributes of `outputs` are found on the tuple as well, so that `model(ids).logits` works.
 
         Raises:
             ValueError: both names of the cache are given.
@@ -90,4 +123,4 @@ class Facade:
                 **{self.target.cache_keyword: earlier},
             )
         hidden = self.target.joined(caught, self._taps)
-        return (outputs, outputs.logits, hidden) if output_orig else (outputs, hidden)
+        return ForwardOutput((outputs, outputs.logits, hidden) if output_orig else (outputs, hidden))

@@ -10,6 +10,10 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from eagle.model.decoding import Generation, decode
 from eagle.model.request_state import DecodeStep
+from eagle.model.support.properties import CACHE_NAMES
+
+# What `generate` calls the cache it returns, in this release of transformers.
+CACHE_NAME = next(name for name in CACHE_NAMES if name in GenerateDecoderOnlyOutput.__dataclass_fields__)
 
 
 def steps(generation: Generation) -> Iterator[DecodeStep]:
@@ -38,4 +42,5 @@ def collected(generation: Generation) -> Any:
         sequences=rows.ids(),
         scores=tuple(rows.scores) if request.keeps_scores else None,
         logits=tuple(rows.logits) if request.keeps_logits else None,
+        **{CACHE_NAME: generation.left_cache},
     )

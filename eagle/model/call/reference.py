@@ -74,7 +74,7 @@ class Call:
         """
         eos = token_ids(defaults.eos_token_id)
         if self.is_llama3:
-            eos.append(_eot(tokenizer()))
+            eos += _eot(tokenizer())
         sampling: dict[str, Any] = {}
         if self.temperature > GREEDY_BELOW:
             sampling = {"temperature": float(self.temperature), "top_k": int(self.top_k), "top_p": self.top_p or 1.0}
@@ -95,11 +95,10 @@ def without_defaults(base: Any) -> Any:
     return twin
 
 
-def _eot(tokenizer: PreTrainedTokenizerBase) -> int:
+def _eot(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the id of `<|eot_id|>`; none where the tokenizer has no such token, which ends nothing then."""
     token = tokenizer.convert_tokens_to_ids("<|eot_id|>")
-    if token is None or token == tokenizer.unk_token_id:
-        raise ValueError("is_llama3=True stops at <|eot_id|>, which this tokenizer does not have")
-    return int(token)
+    return [] if token is None or token == tokenizer.unk_token_id else [int(token)]
 
 
 def reference_signature(method: Callable[..., T]) -> Callable[..., T]:
@@ -112,7 +111,7 @@ def reference_signature(method: Callable[..., T]) -> Callable[..., T]:
         max_new_tokens: most new tokens per row.
         max_length: most tokens per row, prompt included.
         log: also return counts.
-        is_llama3: stop at `<|eot_id|>` too.
+        is_llama3: stop at `<|eot_id|>` too, where the tokenizer has it.
         extras: what `EaModel.generate` takes beside these, keyword-only.
     """
 
