@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from eagle.model.configs import TreeConfig, tapped_layers
 from eagle.model.dialects.checkpoint import HUB_KEYWORDS, build_head, read_config, read_weights, share
 from eagle.model.drafter import Drafter
 from eagle.model.head import DraftHead, EagleHead
+from eagle.model.kinds import shown
 from eagle.model.support.gradients import without_gradients
 from eagle.model.support.prepack import PrepackedLinears, packed
 from eagle.model.target import Taps, TargetModel
@@ -75,6 +77,10 @@ def load_pair(
     unknown = sorted(set(hub) - set(HUB_KEYWORDS))
     if unknown:
         raise TypeError(f"unknown arguments {unknown}; beyond the signature: {sorted(HUB_KEYWORDS)}")
+    if not isinstance(ea_model_path, str | PathLike):
+        raise ValueError(f"ea_model_path={shown(ea_model_path)} must be a folder or a Hub id")
+    if state is not None and not isinstance(state, Mapping):
+        raise ValueError(f"ea_layer_state_dict={shown(state)} must hold the head's tensors by name")
     target = checked_target(base_model)
     config = read_config(ea_model_path, **hub)
     # The weights are not kept in a variable: the head copies them.
