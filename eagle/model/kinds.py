@@ -25,8 +25,13 @@ def is_whole(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value is a real number, infinity included and NaN not."""
-    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    """Tell whether a value is a real number that a float can hold, infinity included and NaN not."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:
+        return False
 
 
 def are_whole(values: Any) -> bool:
