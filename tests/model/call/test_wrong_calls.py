@@ -189,7 +189,7 @@ SETTINGS = {
     "top_k": ["5", 2.5, True, -3],
     "top_p": ["0.9", True, NAN, -0.5],
     "min_p": ["0.1", 2.0],
-    "temperature": ["hot", True, -1.0, NAN],
+    "temperature": ["hot", True, -1.0, NAN, 10**400],
     "repetition_penalty": ["1.1", True, -1.0],
     "no_repeat_ngram_size": ["2", 2.5, True],
     "num_return_sequences": ["2", 1.5, True],
