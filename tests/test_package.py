@@ -13,14 +13,14 @@ ROOT = Path(eagle.__file__).parent
 # From the bottom to the top: a file imports only what stands before it. A folder is a line, its files in their order.
 ORDER = """
     eagle: files chat
-    eagle.model: choices tree configs stats sampling cache_layer kv_cache verify head
+    eagle.model: kinds choices tree configs stats sampling cache_layer kv_cache verify head
     eagle.model.dialects: weights fields checkpoint
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
     eagle.model: target target_features draft_state drafter cache_reuse request_state walk step
     eagle.model.adaptive: costs profile cost_file trees prepared chooser
     eagle.model: decoding
     eagle.model.graphs: static_cache static_draft_state device_step pool replay
-    eagle.model.call: inputs prepare reference output facade
+    eagle.model.call: inputs settings prepare reference output facade
     eagle.model.checks: self_check diagnosis
     eagle.model: utils pair ea_model
     eagle.data: sources samples tensor_files shards folder features batches regenerate maker preparation __main__

@@ -4,11 +4,12 @@ Knows published `config.json` fields; knows no tensors.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import LlamaConfig, PreTrainedConfig
 
 from eagle.model.choices import mc_sim_7b_63
+from eagle.model.kinds import number, shown, whole
 from eagle.model.tree import StaticLevel, static_levels
 
 # Fields of an EAGLE-3 head that change its arithmetic (EAGLE-3.1), all off in EAGLE-3 itself.
@@ -91,6 +92,9 @@ class TreeConfig:
     static: tuple[StaticLevel, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("total_token", "depth", "top_k"):
+            whole(name, getattr(self, name))
+        number("threshold", self.threshold)
         if self.total_token < 2:
             raise ValueError(f"total_token={self.total_token} must be at least 2 (the root and one draft), or -1")
         if self.depth < 0:
@@ -106,6 +110,20 @@ class TreeConfig:
         if self.static is not None:
             return 1 + sum(len(level.rank) for level in self.static)
         return min(self.total_token, 1 + self.top_k + self.depth * self.top_k**2)
+
+    def fitted(self, most_children: int) -> "TreeConfig":
+        """Return what grows the same trees without looking at nodes that no tree of this size can keep.
+
+        A kept node's parent is kept. So a tree of N nodes has at most N - 1 levels below its root, and of one level at
+        most the N - 1 best nodes.
+
+        Args:
+            most_children: tokens that the head can draft.
+        """
+        if self.static is not None:
+            return self
+        narrow = replace(self, top_k=min(self.top_k, self.total_token - 1, most_children))
+        return replace(narrow, depth=min(self.depth, narrow.nodes - 2))
 
     @property
     def levels(self) -> int:
@@ -131,9 +149,9 @@ def tree_config(
 
     Where `total_token` is -1 it is the largest tree.
     """
-    if isinstance(tree, str) and tree not in ("dynamic", "static"):
-        raise ValueError(f"tree={tree!r} must be 'dynamic', 'static' or a list of root-to-node paths")
-    total_token = 60 if total_token == -1 else total_token
+    if (isinstance(tree, str) and tree not in ("dynamic", "static")) or not isinstance(tree, Sequence):
+        raise ValueError(f"tree={shown(tree)} must be 'dynamic', 'static' or a list of root-to-node paths")
+    total_token = 60 if whole("total_token", total_token) == -1 else total_token
     paths = mc_sim_7b_63 if tree == "static" else tree
     static = None if tree == "dynamic" else static_levels(paths)  # type: ignore[arg-type]
     return TreeConfig(total_token=total_token, depth=depth, top_k=top_k, threshold=threshold, static=static)

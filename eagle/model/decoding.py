@@ -127,7 +127,7 @@ class Generation:
                 replayed.hand_back()
             replayed.close()
         if leaves and self.prefix is not None:
-            ids = self.rows.ids()[0, : stream.cache.lengths[0]].tolist()
+            ids = [*self.request.ids_RS[0].tolist(), *self.rows.new[0]][: stream.cache.lengths[0]]
             left = CachedPrefix(ids, stream.target, stream.cache, stream.drafter, stream.draft_state)
             self.prefix.leave(left, self._turn)
         if is_whole and self.is_done and self.request.returns_dict:

@@ -7,6 +7,7 @@ A `Drafter` holds no state of a generation: that is a `DraftState`, one per stre
 Shapes: B batch, S entries, A path, K top-k, D head width, F feature width, M candidates.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -19,9 +20,12 @@ from torch import nn
 from eagle.model.configs import TreeConfig
 from eagle.model.draft_state import BaseDraftState, DraftState
 from eagle.model.head import DraftHead
+from eagle.model.kinds import whole
 from eagle.model.kv_cache import BaseKVCache, KVCache
 from eagle.model.support.prepack import PrepackedLinears, packed_forward
 from eagle.model.tree import Candidates, DraftTree, StaticLevel, at_places, best, root_only, select
+
+logger = logging.getLogger(__name__)
 
 
 class Drafter(nn.Module):
@@ -50,13 +54,30 @@ class Drafter(nn.Module):
         self._made: dict[tuple[StaticLevel, torch.device], tuple[torch.Tensor, ...]] = {}
 
     @property
+    def tree(self) -> TreeConfig:
+        """How trees grow; what was asked beyond what such trees can hold is clipped."""
+        return self._tree
+
+    @tree.setter
+    def tree(self, asked: TreeConfig) -> None:
+        self._asked, self._tree = asked, asked.fitted(self.head.draft_size)
+        if asked.static is not None:
+            return
+        got = {"total_token": self._tree.nodes, "depth": self._tree.depth, "top_k": self._tree.top_k}
+        clipped = [
+            f"{name}={getattr(asked, name)} to {most}" for name, most in got.items() if getattr(asked, name) > most
+        ]
+        if clipped:
+            logger.info("clipped %s: the tree can hold no more", ", ".join(clipped))
+
+    @property
     def total_tokens(self) -> int:
         """Drafted nodes per tree, the root not counted (the reference's attribute)."""
         return self.tree.nodes - 1
 
     @total_tokens.setter
     def total_tokens(self, drafted: int) -> None:
-        self.tree = replace(self.tree, total_token=drafted + 1)
+        self.tree = replace(self._asked, total_token=whole("total_tokens", drafted, 1) + 1)
 
     @property
     def depth(self) -> int:
@@ -65,7 +86,7 @@ class Drafter(nn.Module):
 
     @depth.setter
     def depth(self, depth: int) -> None:
-        self.tree = replace(self.tree, depth=depth)
+        self.tree = replace(self._asked, depth=depth)
 
     @property
     def top_k(self) -> int:
@@ -74,7 +95,7 @@ class Drafter(nn.Module):
 
     @top_k.setter
     def top_k(self, top_k: int) -> None:
-        self.tree = replace(self.tree, top_k=top_k)
+        self.tree = replace(self._asked, top_k=top_k)
 
     @property
     def threshold(self) -> float:
@@ -83,7 +104,7 @@ class Drafter(nn.Module):
 
     @threshold.setter
     def threshold(self, threshold: float) -> None:
-        self.tree = replace(self.tree, threshold=threshold)
+        self.tree = replace(self._asked, threshold=threshold)
 
     def start(self, batch: int, capacity: int, pads: Sequence[int]) -> DraftState:
         """Return the state of a new stream; `capacity` counts tokens, room for drafting is added."""

@@ -4,8 +4,8 @@ Owns the public interface: loading, argument checks, and collecting or streaming
 is never changed.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
+from os import PathLike
 from typing import Any
 
 import torch
@@ -26,12 +26,11 @@ from eagle.model.dialects.weights import HUB_KEYWORDS
 from eagle.model.drafter import Drafter
 from eagle.model.graphs.pool import graph_pool
 from eagle.model.graphs.replay import replays
+from eagle.model.kinds import shown, switch
 from eagle.model.pair import load_pair
 from eagle.model.stats import GenerationStats
 from eagle.model.support.gradients import without_gradients
 from eagle.model.support.loading import load_base, load_tokenizer
-
-logger = logging.getLogger(__name__)
 
 TOKENIZER_KEYWORDS = (*HUB_KEYWORDS, "trust_remote_code")
 
@@ -46,8 +45,8 @@ class EaModel(Facade, nn.Module):
         ea_model_path: folder or Hub id of the head, or its `config.json`.
         total_token: nodes of the draft tree, root included; -1 chooses before every step, within `depth` and `top_k`,
             by what this machine and the acceptance so far promise; where no tree pays, it decodes plainly.
-        depth: expansions of the tree after the first.
-        top_k: children per expanded node.
+        depth: expansions of the tree after the first; more than its nodes can fill is clipped.
+        top_k: children per expanded node, likewise.
         threshold: drop nodes with a smaller cumulative probability; 1.0 drops none.
         ea_layer_state_dict: the head's tensors, where they are loaded already.
         tree: "dynamic" (EAGLE-2 and 3), "static" (EAGLE-1), or a list of root-to-node paths.
@@ -57,6 +56,7 @@ class EaModel(Facade, nn.Module):
 
     Raises:
         ValueError: head and target, or arguments, do not fit; the message names both values.
+        TypeError: an argument nobody knows, or a base that is no loaded model.
         FileNotFoundError: the head's configuration or weights are missing.
         NotImplementedError: the target cannot verify trees exactly.
     """
@@ -80,9 +80,8 @@ class EaModel(Facade, nn.Module):
     ) -> None:
         super().__init__()
         trees = tree_config(total_token, depth, top_k, threshold, tree)
+        _check_options(use_eagle3, compile=compile, cuda_graphs=cuda_graphs)
         pair = load_pair(base_model, ea_model_path, trees, use_eagle3=use_eagle3, state=ea_layer_state_dict, hub=hub)
-        if trees.nodes < trees.total_token and trees.static is None:
-            logger.info("total_token=%d clipped to %d: depth and top_k fill no more", total_token, trees.nodes)
         self.target, self.ea_layer, self._taps = pair.target, pair.drafter, pair.taps
         self.use_eagle3 = pair.is_eagle3
         self.base_model = pair.target.model  # of a PEFT wrapper the causal LM inside, adapter in place
@@ -124,9 +123,11 @@ class EaModel(Facade, nn.Module):
             kwargs: passed to the base model's `from_pretrained` (`torch_dtype`, `device_map`, `attn_implementation`,
                 `load_in_8bit`, `quantization_config`, …); `revision` applies to the base model alone.
         """
-        if base_model_path is None or ea_model_path is None:
-            raise ValueError("from_pretrained needs base_model_path and ea_model_path")
+        for name, path in (("base_model_path", base_model_path), ("ea_model_path", ea_model_path)):
+            if not isinstance(path, str | PathLike):
+                raise ValueError(f"{name}={shown(path)} must be a folder or a Hub id: from_pretrained needs both paths")
         tree_config(total_token, depth, top_k, threshold, tree)
+        _check_options(use_eagle3, compile=compile, cuda_graphs=cuda_graphs)
         hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs and name != "revision"}
         read_config(str(ea_model_path), **hub)  # a missing head is found before minutes of loading
         check_is_no_head(str(base_model_path))
@@ -276,3 +277,10 @@ class EaModel(Facade, nn.Module):
     def _stream(self, generation: Generation) -> Iterator[torch.Tensor]:
         for _ in steps(generation):
             yield generation.rows.ids()
+
+
+def _check_options(use_eagle3: Any, **switches: Any) -> None:
+    if use_eagle3 is not None and not isinstance(use_eagle3, bool):
+        raise ValueError(f"use_eagle3={shown(use_eagle3)} must be True, False, or None to read it from the checkpoint")
+    for name, value in switches.items():
+        switch(name, value)

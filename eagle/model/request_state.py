@@ -166,7 +166,12 @@ class Rows:
         return self.padded(range(len(self.new)), self.prompt + max(map(len, self.new)))
 
     def padded(self, rows: Sequence[int], width: int) -> torch.Tensor:
-        """Return the ids of some rows [B, width], finished ones filled with the pad id."""
+        """Return the ids of some rows [B, width], finished ones filled with the pad id.
+
+        Whoever was shown ids may have written into them, which counts as in `generate`; `new` is what was emitted.
+        """
+        if self.request.needs_host_walk:
+            return self._ids_RT[list(rows), :width]
         tails = [(self.new[row] + [self.request.pad] * width)[: width - self.prompt] for row in rows]
         prompt_BS = self.request.ids_RS[list(rows)]
         return torch.cat([prompt_BS, torch.tensor(tails, dtype=torch.int64, device=prompt_BS.device)], 1)

@@ -85,13 +85,16 @@ class Noise:
         self._states: OrderedDict[int, torch.Tensor] = OrderedDict()
         self._next = 0
 
-    def at(self, positions: Sequence[int], rows: Sequence[int], width: int) -> torch.Tensor:
+    def at(
+        self, positions: Sequence[int], rows: Sequence[int], width: int, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
         """Return [B, V]: for each running row its noise at the given new-token number (0 is the first).
 
-        `width` is V: that of the scores, which processors may have made wider or narrower.
+        `width` is V: that of the scores, which processors may have made wider or narrower. `dtype` is theirs too,
+        because `multinomial` draws in that of the probabilities, whatever torch's default is.
         """
         while self._next <= max(positions):
-            noise_RV = torch.empty(self._rows, width, device=self._device)
+            noise_RV = torch.empty(self._rows, width, dtype=dtype, device=self._device)
             self._drawn[self._next] = noise_RV.exponential_(1, generator=self._generator)
             self._states[self._next] = self._state()
             self._next += 1
@@ -191,7 +194,9 @@ class Sampler:
             positions: number of each row's next new token.
             rows: the rows' numbers in the batch the call began with.
         """
-        return pick(scores_BV, None if self.noise is None else self.noise.at(positions, rows, scores_BV.shape[-1]))
+        if self.noise is None:
+            return pick(scores_BV, None)
+        return pick(scores_BV, self.noise.at(positions, rows, scores_BV.shape[-1], scores_BV.dtype))
 
     def picker(self, positions: Sequence[int], rows: Sequence[int]) -> Callable[[torch.Tensor, int], torch.Tensor]:
         """Return what picks the tokens [B] of new-token numbers `positions` + level from their logits [B, V]."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from eagle.model.kinds import are_whole, shown
+
 
 @dataclass(frozen=True)
 class DraftTree:
@@ -168,8 +170,11 @@ def static_levels(paths: Sequence[Sequence[int]]) -> tuple[StaticLevel, ...]:
     """Sort the root-to-node paths of an EAGLE-1 tree into levels.
 
     Raises:
-        ValueError: empty list, negative rank, or a path whose parent is not in the list.
+        ValueError: no lists of whole numbers, empty list, negative rank, or a path whose parent is not in the list.
     """
+    others = [path for path in paths if not are_whole(path)]
+    if others:
+        raise ValueError(f"tree path {shown(others[0])} must be a list of child ranks, whole numbers of 0 or more")
     wanted = sorted({tuple(path) for path in paths}, key=lambda p: (len(p), p))
     if not wanted or any(not path or min(path) < 0 for path in wanted):
         raise ValueError(f"tree paths must be non-empty lists of child ranks >= 0, got {list(paths)[:3]!r}")

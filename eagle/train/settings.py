@@ -5,13 +5,16 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
 from eagle.model.configs import EAGLE3_FLAGS
+from eagle.model.kinds import are_whole, is_whole, number, shown, switch, whole
 
 # These may change between the parts of a run that was interrupted: they do not change what it computes.
 FREE = (
@@ -92,6 +95,9 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
+        # HfArgumentParser writes types of its own into the fields.
+        for name, kind in get_type_hints(Settings).items():
+            _check_kind(name, getattr(self, name), kind)
         positive = ("ttt_length", "bs", "gradient_accumulation_steps", "save_every", "keep_checkpoints", "eval_every")
         for name in (*positive, "eval_prompts", "eval_tokens", "log_every"):
             if getattr(self, name) < 1:
@@ -103,10 +109,10 @@ class Settings:
         if self.eval_total_token != -1 and self.eval_total_token < 2:
             raise ValueError(f"eval_total_token={self.eval_total_token} must be at least 2, or -1")
         for name in ("epochs", "peak_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name.replace('peak_rate', 'lr')}={getattr(self, name)} must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name.replace('peak_rate', 'lr')}={getattr(self, name)} must be above 0 and finite")
         if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay={self.weight_decay} must be 0 or more")
+            raise ValueError(f"weight_decay={self.weight_decay} must be 0 or more, and finite")
         if others := [name for name in EAGLE3 if getattr(self, name) and self.kind == "eagle"]:
             raise ValueError(f"{', '.join(others)}: EAGLE-3's alone, the run's kind is 'eagle'")
         shape = [name for name in ("configpath", *EAGLE3[1:]) if getattr(self, name)]
@@ -126,6 +132,26 @@ class Settings:
         shared = {name: value for name, value in asdict(self).items() if name not in (*FREE, *BATCH)}
         # DeepSpeed's checkpoints are those of its processes.
         return shared | {"rows": rows} | ({"processes": processes} if self.deepspeed_config is not None else {})
+
+
+def _check_kind(name: str, value: Any, kind: Any) -> None:
+    """Refuse a value of another kind than the field's: text for a number, a number for a switch."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if value is None and NoneType in kinds:
+        return
+    named = [choice for each in kinds if get_origin(each) is Literal for choice in get_args(each)]
+    if float in kinds and value == value:  # NaN is out of every range
+        number(name, value)
+    elif int in kinds:
+        whole(name, value)
+    elif bool in kinds:
+        switch(name, value)
+    elif str in kinds and not isinstance(value, str | PathLike):
+        raise ValueError(f"{name}={shown(value)} must be a text")
+    elif named and value not in named:
+        raise ValueError(f"{name}={shown(value)} must be one of {', '.join(named)}")
+    elif list[int] in kinds and not are_whole(value):
+        raise ValueError(f"{name}={shown(value)} must be a list of whole numbers")
 
 
 def parse(argv: Sequence[str] | None, prog: str, about: str, **defaults: Any) -> Settings:
@@ -156,7 +182,7 @@ def _from_yaml(path: str) -> list[str]:
     """Return the flags that a file stands for, so that one parser judges both."""
     try:
         chosen = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as broken:
+    except (yaml.YAMLError, RecursionError) as broken:
         raise ValueError(f"{path} is no YAML: {' '.join(str(broken).split())}") from broken
     known = {each.name: each for each in fields(Settings) if each.name != "config"}
     if not isinstance(chosen, dict):
@@ -168,10 +194,20 @@ def _from_yaml(path: str) -> list[str]:
     for name, value in chosen.items():
         if name == "mixed_precision" and value is False:
             value = "no"  # which YAML reads as a boolean
-        if isinstance(value, list) and "list" not in str(known[name].type):
+        if isinstance(value, dict) or (isinstance(value, list) and "list" not in str(known[name].type)):
             raise ValueError(f"{path}: {name} is one value, not a list")
         if value is None or value == [] or (value is False and known[name].default is False):
             continue
-        values = value if isinstance(value, list) else [] if value is True else [value]
-        flags += [f"--{name}", *map(str, values)]
+        # Joined to its name a value cannot be read as a flag of its own; a list's cannot be joined.
+        if not isinstance(value, list):
+            flags.append(f"--{name}" if value is True else f"--{name}={value}")
+            continue
+        others = [item for item in value if not is_whole(item) and not _is_plain(item)]
+        if others:
+            raise ValueError(f"{path}: {name} holds {shown(others[0])}, which must be a whole number or a name")
+        flags += [f"--{name}", *map(str, value)]
     return flags
+
+
+def _is_plain(item: Any) -> bool:
+    return isinstance(item, str) and not item.startswith("-")

@@ -1,5 +1,7 @@
 """Drafted trees equal the slow oracle's at every step. Ids stay right when a drafter is broken; trees do not."""
 
+import logging
+
 import pytest
 import torch
 from architectures import prompts
@@ -7,6 +9,7 @@ from drafted import assert_same_tree, check_every_step, drafted, generation
 from pairs import ea_model
 from tape import TapeBackend
 
+from eagle.model.configs import TreeConfig, tree_config
 from eagle.model.decoding import decode
 from eagle.model.graphs.pool import GraphPool
 
@@ -85,6 +88,53 @@ def test_interleaved_streams_draft_their_own_trees(tmp_path, kind):
         for x, y in list(zip(want, got, strict=False))[1:]:
             assert torch.equal(x.tokens_BN, y.tokens_BN) and torch.equal(x.parents_BN, y.parents_BN)
     assert check_every_step(model, generation(model, ids_a), ids_a, mask_a) >= 3
+
+
+def trees_of(model, batch):
+    """Return the trees of all steps of a call whose rows are drafted for to the end."""
+    ids, mask = prompts(model.base_model, batch)
+    torch.manual_seed(0)
+    steps = decode(generation(model, ids, mask, do_sample=True))
+    return [step.tree for step in steps if step.tree is not None]
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("nodes", "asked"),
+    [
+        (2, {"depth": 5, "top_k": 9}),
+        (6, {"depth": 20, "top_k": 5}),
+        (9, {"depth": 7, "top_k": 40}),
+        (7, {"top_k": 500}),
+    ],
+)
+def test_clipped_trees_equal_those_that_were_asked(tmp_path, monkeypatch, kind, batch, nodes, asked):
+    model = ea_model(tmp_path, "llama", kind, total_token=nodes, **asked)
+    drafter = model.ea_layer
+    assert drafter.top_k <= nodes - 1 and drafter.depth <= nodes - 2 and drafter.tree.nodes == nodes
+    clipped = trees_of(model, batch)
+    monkeypatch.setattr(TreeConfig, "fitted", lambda tree, most: tree)
+    drafter.tree = drafter._asked
+    assert (drafter.top_k, drafter.depth) == (asked["top_k"], asked.get("depth", 3))
+    whole = trees_of(model, batch)
+    assert len(clipped) == len(whole) > 3
+    for one, other in zip(clipped, whole, strict=True):
+        assert torch.equal(one.tokens_BN, other.tokens_BN) and torch.equal(one.parents_BN, other.parents_BN)
+        assert torch.allclose(one.scores_BN, other.scores_BN, atol=1e-5)
+
+
+def test_what_is_clipped_is_said_once_and_comes_back_with_more_nodes(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="eagle"):
+        model = ea_model(tmp_path, "llama", "eagle3", total_token=10, depth=10**4, top_k=500)
+    (said,) = [record.message for record in caplog.records if "clipped" in record.message]
+    assert said == "clipped depth=10000 to 8, top_k=500 to 9: the tree can hold no more"
+    model.ea_layer.total_tokens = 29
+    assert (model.ea_layer.depth, model.ea_layer.top_k, model.ea_layer.total_tokens) == (28, 29, 29)
+    model.ea_layer.depth, model.ea_layer.top_k = 0, 3
+    assert model.ea_layer.total_tokens == 3  # no more is filled
+    model.ea_layer.tree = tree_config(10, 10**4, 500, 1.0, "static")
+    assert model.ea_layer.tree.nodes == 26
 
 
 @pytest.mark.parametrize("seed", range(3))

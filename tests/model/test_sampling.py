@@ -24,6 +24,26 @@ def test_argmax_of_p_over_noise_is_multinomial():
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("scores", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("default", [torch.float32, torch.float64, torch.bfloat16])
+def test_noise_is_of_the_scores_dtype_whatever_torch_s_default_is(default, scores):
+    """As `multinomial`'s is; in another dtype two of a thousand picks differ."""
+    before, sampled = torch.get_default_dtype(), []
+    torch.set_default_dtype(default)
+    try:
+        for seed in range(40):
+            generator = torch.Generator().manual_seed(seed)
+            scores_BV = torch.randn(64, 300, generator=generator, dtype=torch.float32).to(scores)
+            torch.manual_seed(seed)
+            want = torch.multinomial(scores_BV.softmax(-1), 1)[:, 0]
+            torch.manual_seed(seed)
+            sampler = Sampler(LogitsProcessorList(), Noise(64, torch.device("cpu")))
+            sampled.append(torch.equal(sampler.choose(scores_BV, [0] * 64, range(64)), want))
+    finally:
+        torch.set_default_dtype(before)
+    assert all(sampled)
+
+
 def test_noise_is_drawn_in_order_of_position_whoever_asks_first():
     def draw(order):
         noise = Noise(2, torch.device("cpu"), torch.Generator().manual_seed(1))

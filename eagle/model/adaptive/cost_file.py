@@ -53,5 +53,5 @@ def _read(path: Path) -> Costs | None:
         sizes = [tuple(fields[name]) for name in ("contexts", "nodes", "widths")]
         verify, first, level = (tuple(map(tuple, fields[name])) for name in ("verify", "first", "level"))
         return Costs(sizes[0], sizes[1], verify, sizes[2], first, level)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, OverflowError):
         return None  # none yet, or unreadable: it is measured anew

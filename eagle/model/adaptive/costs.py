@@ -4,8 +4,14 @@ Knows nothing of how they are measured (`profile`) or kept (`cost_file`).
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
+
+from eagle.model.kinds import are_whole, is_number
+
+# Beyond all that is measured, and sums of it stay finite.
+MOST = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,7 @@ class Costs:
             drafting one further level, [contexts][widths].
 
     Raises:
-        ValueError: sizes that do not rise, tables of another shape, seconds that are none.
+        ValueError: sizes that are no rising whole numbers, tables of another shape, seconds that are none.
     """
 
     contexts: tuple[int, ...]
@@ -31,12 +37,19 @@ class Costs:
 
     def __post_init__(self) -> None:
         for sizes in (self.contexts, self.nodes, self.widths):
-            if not sizes or list(sizes) != sorted({int(size) for size in sizes}) or sizes[0] < 1:
+            if (
+                not sizes
+                or not are_whole(sizes)
+                or list(sizes) != sorted(set(sizes))
+                or not 1 <= sizes[0] <= sizes[-1] < MOST
+            ):
                 raise ValueError(f"sizes {sizes} must be rising numbers of 1 or more")
         for table, sizes in ((self.verify, self.nodes), (self.first, self.widths), (self.level, self.widths)):
+            if not all(map(is_number, chain.from_iterable(table))):
+                raise ValueError(f"seconds {table} must be numbers")
             seconds = np.array(table, dtype=float)
-            if seconds.shape != (len(self.contexts), len(sizes)) or not (np.isfinite(seconds) & (seconds >= 0)).all():
-                raise ValueError(f"seconds {table} must be finite, 0 or more, for every context and size")
+            if seconds.shape != (len(self.contexts), len(sizes)) or not ((seconds >= 0) & (seconds < MOST)).all():
+                raise ValueError(f"seconds {table} must be 0 or more, and no years, for every context and size")
         if min(map(min, self.verify)) == 0:
             raise ValueError(f"seconds {self.verify} of a forward must be more than 0")
 

@@ -18,7 +18,7 @@ def check_ids(input_ids: Any, target: TargetModel) -> torch.Tensor:
     """
     try:
         ids_BS = torch.as_tensor(input_ids)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         hint = " (of a tokenizer's result, pass `.input_ids`)" if hasattr(input_ids, "keys") else ""
         name = type(input_ids).__name__
         raise ValueError(f"input_ids must be a tensor or rows of one length, got {name}{hint}: {error}") from error
@@ -26,7 +26,7 @@ def check_ids(input_ids: Any, target: TargetModel) -> torch.Tensor:
         raise ValueError(
             f"input_ids must have shape [batch, prompt] with at least one token, got {tuple(ids_BS.shape)}"
         )
-    if ids_BS.is_floating_point() or ids_BS.dtype == torch.bool:
+    if ids_BS.is_floating_point() or ids_BS.is_complex() or ids_BS.dtype == torch.bool:
         raise ValueError(f"input_ids must be whole numbers, got dtype {ids_BS.dtype}")
     ids_BS = ids_BS.to(target.device, torch.int64)
     known = target.known_tokens
@@ -42,7 +42,11 @@ def check_mask(attention_mask: Any, ids_BS: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: another shape, other values, pads after tokens, a row without tokens.
     """
-    mask_BS = torch.as_tensor(attention_mask).to(ids_BS.device)
+    try:
+        mask_BS = torch.as_tensor(attention_mask).to(ids_BS.device)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        name = type(attention_mask).__name__
+        raise ValueError(f"attention_mask must be a tensor or rows of 0 and 1, got {name}: {error}") from error
     if mask_BS.shape != ids_BS.shape:
         raise ValueError(f"attention_mask has shape {tuple(mask_BS.shape)}, input_ids {tuple(ids_BS.shape)}")
     if not bool(((mask_BS == 0) | (mask_BS == 1)).all()):

@@ -29,6 +29,7 @@ from transformers.utils import TransformersKwargs
 
 from eagle.model.cache_reuse import Prefix
 from eagle.model.call.inputs import check_ids, check_mask, check_positions
+from eagle.model.call.settings import check_kinds
 from eagle.model.request_state import Request
 from eagle.model.sampling import Noise, Sampler
 from eagle.model.support.properties import CACHE_NAMES, check_mode, token_ids
@@ -95,16 +96,29 @@ def prepare(
     """
     given = {name: value for name, value in arguments.items() if name not in OWN}
     check_mode(target.model)
+    check_kinds(arguments, lambda name: _default(given, base, name))
     _refuse(given, base)
     _check_inputs(given, target, base)
     strings = _default(given, base, "stop_strings")
     if strings is not None:
         given["stop_strings"] = None  # preparation knows no tokenizer: the criterion is added below
-    prepared: PreparedCall = base.generate(**{**given, "custom_generate": _catch})
+    prepared = _prepared(base, given)
     if strings is not None:
         own = arguments.get("tokenizer")
         prepared.criteria.append(StopStringCriteria(own if own is not None else tokenizer(), strings))
     return _request(prepared, target, arguments)
+
+
+def _prepared(base: Any, given: dict[str, Any]) -> PreparedCall:
+    """Let `generate` prepare a call; what it refuses is refused here, in its own words."""
+    try:
+        prepared: PreparedCall = base.generate(**{**given, "custom_generate": _catch})
+    except NotImplementedError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as problem:
+        more = "" if isinstance(problem, ValueError) else f" ({type(problem).__name__})"
+        raise ValueError(f"{type(base).__name__}.generate refuses this call{more}: {problem}") from problem
+    return prepared
 
 
 def _catch(
@@ -138,6 +152,13 @@ def _refuse(given: dict[str, Any], base: Any) -> None:
     # Names that nobody knows are left to `generate`, which says so.
     model_inputs = set(signature(base.forward).parameters) | set(TransformersKwargs.__optional_keys__)
     settings = set(vars(GenerationConfig())) | set(signature(base.generate).parameters) | INPUTS
+    # It overlooks those that are None.
+    known = (
+        model_inputs | settings | set(signature(base.prepare_inputs_for_generation).parameters) | {"trust_remote_code"}
+    )
+    unknown = sorted(name for name, value in given.items() if value is None and name not in known)
+    if unknown:
+        raise ValueError(f"arguments that are not used by the model: {unknown}")
     foreign = sorted(name for name in model_inputs - settings if given.get(name) is not None)
     if foreign:
         raise NotImplementedError(f"{foreign} are not supported: eagle hands a model nothing but tokens")

@@ -7,11 +7,11 @@ base model's own generation defaults do not count, but for its end-of-sequence a
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from eagle.model.kinds import number, switch, whole
 from eagle.model.support.properties import token_ids
 
 T = TypeVar("T")
@@ -36,8 +36,7 @@ class Call:
         if clash:
             raise ValueError(f"{clash} would overrule the arguments of this method: use generate()")
         for name in ("temperature", "top_p", "top_k"):
-            if not isinstance(getattr(self, name), Real):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a number")
+            number(name, getattr(self, name))
         if not self.temperature >= 0:
             raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or more")
         if not (self.top_k >= 0 and float(self.top_k).is_integer()):
@@ -45,8 +44,8 @@ class Call:
         if not 0 <= self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must lie in [0, 1]; 0 is off")
         for name in ("max_new_tokens", "max_length"):
-            if not isinstance(getattr(self, name), Integral):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number")
+            whole(name, getattr(self, name))
+        switch("is_llama3", self.is_llama3)
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
 
@@ -127,6 +126,7 @@ def reference_signature(method: Callable[..., T]) -> Callable[..., T]:
         is_llama3: bool = False,
         **extras: Any,
     ) -> T:
+        switch("log", log)
         call = Call(
             temperature=temperature,
             top_p=top_p,

@@ -1,4 +1,4 @@
-"""PEFT: the causal LM inside a wrapper, its adapter left in place, or a refusal in words.
+"""What was given as a base: a causal LM, or one inside a wrapper of PEFT with its adapter in place, or a refusal.
 
 An adapter that lives in the layers (LoRA and its kin) is part of the target. One that lives in the wrapper (virtual
 tokens, weights chosen from the prompt) would be lost where the tree is verified. Knows nothing of trees or caches.
@@ -7,7 +7,10 @@ tokens, weights chosen from the prompt) would be lost where the tree is verified
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
+
+from eagle.model.kinds import shown
 
 PROBE = 8  # tokens
 
@@ -16,8 +19,11 @@ def causal_lm(model: Any) -> Any:
     """Return the model itself, or the causal LM inside a PEFT wrapper whose adapter lives in the layers.
 
     Raises:
-        NotImplementedError: the wrapper changes tokens or chooses weights per prompt, which a tree cannot follow.
+        TypeError: it is no model, or one that cannot generate: an encoder, a decoder without its output matrix.
+        NotImplementedError: the wrapper changes tokens or chooses weights per prompt, which a tree cannot follow, or
+            it was made by `torch.compile`.
     """
+    _check_generates(model)
     if isinstance(model, PreTrainedModel) or not hasattr(model, "peft_config"):
         return model
     name = type(model).__name__
@@ -39,6 +45,20 @@ def causal_lm(model: Any) -> Any:
             f"{difference:.3g}; its adapter is more than weights"
         )
     return inner
+
+
+def _check_generates(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        hint = ": from_pretrained(base_model_path=...) loads one" if isinstance(model, str) else ""
+        raise TypeError(f"base_model={shown(model)} must be a loaded causal LM, not a {type(model).__name__}{hint}")
+    if hasattr(model, "_orig_mod"):
+        raise NotImplementedError(
+            f"base_model is what torch.compile made of a {type(model._orig_mod).__name__}, whose features are out of "
+            "reach: pass the model itself"
+        )
+    can_generate = getattr(model, "can_generate", None)
+    if not (callable(getattr(model, "generate", None)) and (can_generate is None or can_generate())):
+        raise TypeError(f"base_model must be a causal LM; {type(model).__name__} cannot generate")
 
 
 @torch.no_grad()

@@ -1,15 +1,19 @@
 """Base models and tokenizers from folders or the Hub, with what the reference accepts translated for transformers 5."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from eagle.files import is_local
+from eagle.model.kinds import shown
 from eagle.model.support.properties import ATTENTION
 
 logger = logging.getLogger(__name__)
+
+UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 def load_base(path: str, kwargs: dict[str, Any]) -> Any:
@@ -18,6 +22,7 @@ def load_base(path: str, kwargs: dict[str, Any]) -> Any:
     Raises:
         FileNotFoundError: the path is neither a folder nor a Hub id.
         ValueError: an attention implementation that cannot carry a tree.
+        TypeError: a keyword that neither eagle nor transformers knows.
     """
     if is_local(path) and not Path(path).is_dir():
         raise FileNotFoundError(f"{path!r} is neither a folder nor a Hub repository id")
@@ -30,7 +35,16 @@ def load_base(path: str, kwargs: dict[str, Any]) -> Any:
         kwargs.setdefault("quantization_config", BitsAndBytesConfig(**bits))
     if "torch_dtype" in kwargs:
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
-    base_model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+    try:
+        base_model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+    except TypeError as problem:
+        # transformers hands what it does not know to the model's constructor, before any weight is read.
+        name = UNKNOWN.search(str(problem))
+        if name is None or name[1] not in kwargs:
+            raise
+        raise TypeError(
+            f"unknown argument {name[1]}={shown(kwargs[name[1]])}: see EaModel.from_pretrained"
+        ) from problem
     if base_model.config._attn_implementation not in ATTENTION:
         logger.warning(
             "the base model's default attention %r cannot carry a tree mask: using sdpa",

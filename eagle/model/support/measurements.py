@@ -33,10 +33,10 @@ def kept_file(kind: str, made_of: dict[str, Any]) -> Path:
 
 
 def read(path: Path) -> Any:
-    """Return the document in a file; None where there is none or it cannot be read."""
+    """Return the document in a file; None where there is none or it cannot be read, however deep or long it is."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError, MemoryError):
         return None
 
 

@@ -216,8 +216,8 @@ def _verdict(group: Sequence[PackedLinear]) -> tuple[bool, ...]:
     shape = group[0].shape
     path = kept_file("products", {"processor": processor_name(), "shape": shape})
     known = read(path)
-    if isinstance(known, list) and len(known) == len(ROWS):
-        return tuple(map(bool, known))
+    if isinstance(known, list) and len(known) == len(ROWS) and all(isinstance(verdict, bool) for verdict in known):
+        return tuple(known)
     weight = group[0].module.weight
     some = group[: max(1, PASS // (weight.numel() * weight.element_size()))]
     for linear in some:

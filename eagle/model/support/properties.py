@@ -5,7 +5,7 @@ depends on the whole forward. Knows nothing of trees or caches.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,7 @@ def token_ids(value: Any) -> list[int]:
 def decoder(model: Any) -> Decoder:
     """Find the decoder of a causal LM: the outermost module that directly holds its list of layers.
 
+    Lists inside a layer (its attentions, its experts) may be as long as the list of layers, and are never meant.
     `get_decoder()` alone is not enough: for some models it returns the output matrix or the causal LM itself.
 
     Raises:
@@ -77,11 +78,12 @@ def decoder(model: Any) -> Decoder:
     counts = [count for key in ("num_hidden_layers", "num_layers") if (count := getattr(config, key, None)) is not None]
     for count in counts:
         for top in (model.get_decoder(), model):
+            inside = {id(part) for part in top.modules() if isinstance(part, nn.ModuleList) for part in _below(part)}
             found = [
                 (name.count("."), Decoder(module, child))
                 for name, module in top.named_modules()
                 for child in module.children()
-                if isinstance(child, nn.ModuleList) and len(child) == count
+                if isinstance(child, nn.ModuleList) and len(child) == count and id(child) not in inside
             ]
             if found:
                 return min(found, key=lambda pair: pair[0] if pair[1].module is not top else -1)[1]
@@ -89,6 +91,11 @@ def decoder(model: Any) -> Decoder:
         f"{type(model).__name__} has no list of {' or '.join(map(str, counts)) or 'any count of'} decoder layers "
         "that run once each"
     )
+
+
+def _below(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield all that a module holds but the module itself."""
+    return (part for child in module.children() for part in child.modules())
 
 
 def cache_keyword(model: Any) -> str:

@@ -328,7 +328,34 @@ SPOILT = [
 ]
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"nodes": 1}', "[1, 2", *SPOILT])
+# What no JSON of ours holds, in place of any of its parts.
+POISON = {
+    "Infinity": float("inf"),
+    "NaN": float("nan"),
+    "negative": -1,
+    "true": True,
+    "half": 1.5,
+    "null": None,
+    "text": "1",
+    "wide": [[1], [1, 2]],
+    "huge": 10**400,
+    "far": 1e300,
+}
+POISON = {
+    f"{field} {name}": spoilt(**{field: [value] if field in ("contexts", "nodes", "widths") else [[value]]})
+    for name, value in POISON.items()
+    for field in ("contexts", "nodes", "widths", "verify", "first", "level")
+    if not (name == "half" and field in ("verify", "first", "level"))
+}
+POISON["1e400"] = spoilt().replace("0.1", "1e400")
+POISON["sizes of 1e400"] = spoilt().replace("64", "1e400")
+POISON["deep"] = "[" * 100_000 + "]" * 100_000
+POISON["deep inside"] = spoilt().replace("0.1", "[" * 100_000 + "]" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"nodes": 1}', "[1, 2", *SPOILT, *POISON.values()], ids=lambda text: text[:40]
+)
 def test_an_unreadable_file_is_measured_anew(tmp_path, content):
     ea_model(tmp_path / "a", total_token=-1)
     (path,) = (tmp_path / "cache" / "eagle" / "costs").iterdir()

@@ -244,6 +244,42 @@ def test_what_generate_puts_up_with(model, arguments):
     assert torch.equal(got, want)
 
 
+class Writing(LogitsProcessor):
+    """Writes into the ids it is shown, those of the prompt too, and goes by what stands there."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, input_ids, scores):
+        self.seen.append(input_ids.tolist())
+        input_ids[:, -2] = (input_ids[:, -2] * 3 + len(self.seen)) % VOCABULARY
+        return scores + (input_ids[:, -3:].sum(-1, keepdim=True) % 7 == torch.arange(scores.shape[-1]) % 7) * 2.0
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("mode", ["greedy", "sampled"])
+def test_what_a_processor_writes_into_the_ids_stays_there(model, batch, mode):
+    ids, mask = prompts(model.base_model, batch)
+    plain = {"max_new_tokens": NEW, "attention_mask": mask, "do_sample": mode == "sampled"}
+    theirs, ours = Writing(), Writing()
+    torch.manual_seed(3)
+    want = model.base_model.generate(ids.clone(), logits_processor=LogitsProcessorList([theirs]), **plain)
+    torch.manual_seed(3)
+    before = ids.clone()
+    got = model.generate(ids, logits_processor=LogitsProcessorList([ours]), **plain)
+    assert torch.equal(got, want) and ours.seen == theirs.seen
+    assert torch.equal(ids, before) and not torch.equal(want[:, : ids.shape[1]], ids)
+
+
+def test_what_a_processor_wrote_is_not_taken_for_what_was_run(model):
+    ids, _ = prompts(model.base_model, 1)
+    arguments = {"max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    model.generate(ids, logits_processor=LogitsProcessorList([Writing()]), reuse_prefix=True, **arguments)
+    want = model.base_model.generate(ids, **arguments)
+    assert torch.equal(model.generate(ids, reuse_prefix=True, **arguments), want)
+    assert model.stats.prefilled_tokens < ids.shape[1]
+
+
 def test_without_a_prompt_it_begins_with_bos(model):
     torch.manual_seed(0)
     want = model.base_model.generate(max_new_tokens=6)
