@@ -78,15 +78,11 @@ def load_pair(
     unknown = sorted(set(hub) - set(HUB_KEYWORDS))
     if unknown:
         raise TypeError(f"unknown arguments {unknown}; beyond the signature: {sorted(HUB_KEYWORDS)}")
-<<<<<<< HEAD
-    target, ea_model_path = checked_target(base_model), str(ea_model_path)
-=======
     if not isinstance(ea_model_path, str | PathLike):
         raise ValueError(f"ea_model_path={shown(ea_model_path)} must be a folder or a Hub id")
     if state is not None and not isinstance(state, Mapping):
         raise ValueError(f"ea_layer_state_dict={shown(state)} must hold the head's tensors by name")
-    target = checked_target(base_model)
->>>>>>> calls
+    target, ea_model_path = checked_target(base_model), str(ea_model_path)
     config = read_config(ea_model_path, **hub)
     # The weights are not kept in a variable: the head copies them.
     head = build_head(config, state if state is not None else read_weights(ea_model_path, **hub), target.config)
