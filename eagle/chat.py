@@ -17,10 +17,19 @@ Message = dict[str, str]
 """One turn: `role` (system, user, assistant, or what else a template knows) and `content`."""
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+LONGEST_REASON = 400
+ANEW = "with --regenerate the target itself answers after the prompt"
 
 
 class RowError(ValueError):
-    """One row cannot be used; the message is the reason, without its place."""
+    """One row cannot be used; the message is the reason, without its place.
+
+    It may quote a row and is still one line of text that any file takes, of at most `LONGEST_REASON` characters.
+    """
+
+    def __init__(self, reason: str) -> None:
+        line = " ".join(reason.encode(errors="backslashreplace").decode().split())
+        super().__init__(line if len(line) <= LONGEST_REASON else line[: LONGEST_REASON - 1] + "…")
 
 
 class Template(Protocol):

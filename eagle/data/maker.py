@@ -9,8 +9,9 @@ from typing import Any
 from eagle.chat import RowError, Template
 from eagle.data.folder import Writer
 from eagle.data.regenerate import AnswerGenerator, Dialogue
+from eagle.data.rows import Conversation, Document
 from eagle.data.samples import Sample, conversation_samples, document_sample, pieces, truncated
-from eagle.data.sources import Conversation, Document, Raw
+from eagle.data.sources import Raw
 
 logger = logging.getLogger(__name__)
 
