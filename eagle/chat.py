@@ -17,10 +17,19 @@ Message = dict[str, str]
 """One turn: `role` (system, user, assistant, or what else a template knows) and `content`."""
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+LONGEST_REASON = 400
+ANEW = "with --regenerate the target itself answers after the prompt"
 
 
 class RowError(ValueError):
-    """One row cannot be used; the message is the reason, without its place."""
+    """One row cannot be used; the message is the reason, without its place.
+
+    It may quote a row and is still one line of text that any file takes, of at most `LONGEST_REASON` characters.
+    """
+
+    def __init__(self, reason: str) -> None:
+        line = " ".join(reason.encode(errors="backslashreplace").decode().split())
+        super().__init__(line if len(line) <= LONGEST_REASON else line[: LONGEST_REASON - 1] + "…")
 
 
 class Template(Protocol):
@@ -60,6 +69,10 @@ class TokenizerTemplate:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks)
         except TemplateError as refusal:
             raise RowError(f"the chat template refuses it: {refusal}") from refusal
+        except ImportError:
+            raise  # jinja2 is missing or too old: nothing of this row
+        except Exception as failure:  # a template is a program, which may fail in any way at what a row says
+            raise RowError(f"the chat template fails: {type(failure).__name__}: {failure}") from failure
 
 
 class FastChatTemplate:
@@ -126,10 +139,8 @@ def marked(template: Template, messages: Sequence[Message]) -> list[Marked]:
     Raises:
         RowError: no answer, or the template refuses the messages or does not put answers after its own prompt.
     """
-    messages = from_the_user(messages)
+    messages = to_the_last_answer(messages)
     places = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    if not places:
-        raise RowError("no assistant turn after a user's")
     texts: list[Marked] = []
     for place in places:
         text, begin = _answered(template, messages[: place + 1])
@@ -145,21 +156,88 @@ def from_the_user(messages: Sequence[Message]) -> list[Message]:
     return [message for message in messages[:first] if message["role"] != "assistant"] + list(messages[first:])
 
 
+def to_the_last_answer(messages: Sequence[Message]) -> list[Message]:
+    """Keep what lies between the first question and the last answer, and what stands before the question but answers.
+
+    Raises:
+        RowError: there is no answer.
+    """
+    messages = from_the_user(messages)
+    end = max((place for place, message in enumerate(messages, start=1) if message["role"] == "assistant"), default=0)
+    if not end:
+        raise RowError("no assistant turn after a user's")
+    return messages[:end]
+
+
 def _answered(template: Template, messages: Sequence[Message]) -> tuple[str, int]:
     """Return the text up to and including the last message, an answer, and where that begins."""
-    *before, answer = messages
-    prompt, text = template.render(before, asks=True), template.render(messages, asks=False)
-    if not text.startswith(prompt):
-        raise RowError("the template's generation prompt is not how it begins an assistant's turn")
-    begin = len(prompt)
-    if prompt == template.render(before, asks=False):
-        # Nothing asks the assistant to speak, so a header may come first: all that another answer would share.
-        other = {**answer, "content": "y" if answer["content"].lstrip().startswith("x") else "x"}
-        shared = _shared(text, template.render([*before, other], asks=False))
-        begin = shared if text[begin:shared].strip() else begin  # a space is the answer's
+    before, content = messages[:-1], messages[-1]["content"]
+    prompt, asked = template.render(before, asks=True), template.render(before, asks=False)
+    text, begin = template.render(messages, asks=False), len(prompt)
+    if prompt == asked or not text.startswith(prompt) or not _holds(text[begin:], content):
+        text, begin = _answered_otherwise(template, messages, prompt, asked)
     if begin == len(text):
         raise RowError("the template renders nothing for an assistant's turn")
     return text, begin
+
+
+def _answered_otherwise(template: Template, messages: Sequence[Message], prompt: str, asked: str) -> tuple[str, int]:
+    """Do the same where nothing asks for the answer, or where the template does not render it as the model says it.
+
+    DeepSeek-R1's asks with `<think>`, with which its answers do not begin, and leaves out their thoughts. What counts
+    is what a template adds for the answer: all but a header, which every answer has. An answer that it does not render
+    whole stands as given after the prompt.
+    """
+    *before, answer = messages
+    text, one, other = (
+        template.render([*before, {**answer, "content": content}], asks=False)
+        for content in (answer["content"], "x", "y")
+    )
+    begin = _shared(one, other)
+    header, end = one[:begin], one[begin + 1 :]
+    if not (text.startswith(asked) and text.startswith(header) and header.startswith(asked)):
+        raise RowError(f"the template's generation prompt is not how it begins an assistant's turn: {ANEW}")
+    if one[begin:].startswith("x") and not _holds(text[begin:], answer["content"]):
+        start = prompt if prompt.startswith(header) else header
+        said = answer["content"].strip().removeprefix(start[begin:].strip()).lstrip()
+        return start + said + end, len(start)
+    return text, begin if header[len(asked) :].strip() else len(asked)  # a space is the answer's
+
+
+def _holds(text: str, part: str) -> bool:
+    """Tell whether a text contains another one, whatever the spaces."""
+    return "".join(part.split()) in "".join(text.split())
+
+
+def check_roles(template: Template, messages: Sequence[Message]) -> None:
+    """See that a template renders the roles that it may not know, as tool.
+
+    Raises:
+        RowError: it leaves one out, or refuses it.
+    """
+    for place, message in enumerate(messages):
+        if message["role"] not in ("system", "user", "assistant"):
+            before, other = messages[:place], {**message, "content": message["content"] + "x"}
+            if template.render([*before, message], asks=False) == template.render([*before, other], asks=False):
+                raise RowError(f"the template leaves out turn {place + 1}, of the role {message['role']!r}")
+
+
+def turn_marks(tokenizer: Any, template: Template) -> tuple[str, ...]:
+    """Return what tells a text that the template has rendered from any other.
+
+    That is the added tokens that it writes around turns, BOS and EOS aside, which documents have too. A template
+    without such tokens is known by the words that ask the assistant to speak.
+    """
+    question, answer = {"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}
+    try:
+        text, prompt = template.render([question, answer], asks=False), template.render([question], asks=True)
+    except RowError:
+        return ()
+    turns = text[: _shared(text, prompt)]
+    common = {tokenizer.bos_token, tokenizer.eos_token}
+    added = [token for token in tokenizer.get_added_vocab() if token in turns and token.strip()]
+    asks = turns.rpartition("Hello")[2].strip()
+    return tuple(sorted({*added} - common)) or ((asks,) if asks else ())
 
 
 def _shared(text: str, other: str) -> int:

@@ -117,7 +117,9 @@ def check_settings(folder: Path, made: dict[str, Any], settings: dict[str, Any])
 def write_summary(folder: Path, settings: dict[str, Any], counts: Counts, shards: int) -> None:
     """Write `data.json`: the folder is finished."""
     document = {"format": FORMATS[0], **settings, **asdict(counts), "shards": shards}
-    write_text(folder / SUMMARY, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    # Names of files may hold what is not UTF-8, which escaped is JSON all the same.
+    write_text(folder / SUMMARY, text.encode(errors="backslashreplace").decode())
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
-from eagle.chat import RowError, Template
+from eagle.chat import RowError, Template, check_roles, turn_marks
 from eagle.data.folder import Writer
 from eagle.data.regenerate import AnswerGenerator, Dialogue
+from eagle.data.rows import Conversation, Document
 from eagle.data.samples import Sample, conversation_samples, document_sample, pieces, truncated
-from eagle.data.sources import Conversation, Document, Raw
+from eagle.data.sources import Raw
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +59,27 @@ class Maker:
     def _parsed(self, raw: Raw) -> Document | Conversation | RowError:
         try:
             row = raw.parsed()
+            if isinstance(row, Conversation) and self.template is None:
+                raise ValueError(
+                    f"{raw.where} is a conversation and the tokenizer has no chat template: "
+                    "name one of FastChat's, as vicuna_v1.1 or llama-2, with --template"
+                )
+            self._check(row)
         except RowError as reason:
             self._refuse(raw, reason)  # before anything is answered
             return reason
-        if isinstance(row, Conversation) and self.template is None:
-            raise ValueError(
-                f"{raw.where} is a conversation and the tokenizer has no chat template: "
-                "name one of FastChat's, as vicuna_v1.1 or llama-2, with --template"
-            )
         return row
+
+    def _check(self, row: Document | Conversation) -> None:
+        """See that the template leaves out no turn, and that a document is none that it has rendered already."""
+        if isinstance(row, Conversation) and self.template is not None:
+            check_roles(self.template, row.messages)
+        if isinstance(row, Document) and (mark := next((m for m in self._turn_marks if m in row.text), None)):
+            raise RowError(f"a text that a chat template has rendered already ({mark!r} in it): give its turns instead")
+
+    @cached_property
+    def _turn_marks(self) -> tuple[str, ...]:
+        return turn_marks(self.tokenizer, self.template) if self.template is not None else ()
 
     def _refuse(self, raw: Raw, reason: RowError) -> None:
         if self.strict:

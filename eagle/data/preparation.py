@@ -180,7 +180,7 @@ def report(data: Prepared) -> str:
         lines.append(f"{counts.truncated:,} rows cut to {made['max_length']} tokens")
     if counts.skipped:
         lines.append(counts.skips)
-    return "\n".join(lines) + "\n"
+    return "".join(line.encode(errors="backslashreplace").decode() + "\n" for line in lines)
 
 
 def main(argv: list[str] | None = None) -> int:

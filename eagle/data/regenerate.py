@@ -100,7 +100,7 @@ class Dialogue:
             RowError: there is none, and why.
         """
         if not self.samples:
-            raise RowError(self.reason)
+            raise RowError(str(self.reason))
         return self.samples
 
     def _go_on(self) -> None:

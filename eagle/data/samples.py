@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eagle.chat import Message, RowError, Template, TokenizerTemplate, marked
+from eagle.chat import Message, RowError, Template, TokenizerTemplate, marked, to_the_last_answer
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ class Sample:
 
 
 def document_sample(tokenizer: Any, text: str) -> Sample:
-    """Tokenise a document as the tokenizer does by itself; every token counts."""
+    """Tokenise a document as the tokenizer does by itself, with one BOS where it has its own; every token counts."""
     ids = np.asarray(tokenizer(text, verbose=False)["input_ids"], dtype=np.int32)
-    return Sample(ids, np.ones(len(ids), dtype=bool))
+    twice = ids[:2].tolist() == [tokenizer.bos_token_id] * 2
+    return Sample(ids[twice:], np.ones(len(ids) - twice, dtype=bool))
 
 
 def conversation_samples(tokenizer: Any, template: Template, messages: Sequence[Message]) -> list[Sample]:
@@ -57,6 +58,7 @@ def conversation_samples(tokenizer: Any, template: Template, messages: Sequence[
 
 
 def _self_marked(tokenizer: Any, template: TokenizerTemplate, messages: Sequence[Message]) -> Sample:
+    messages = to_the_last_answer(messages)
     template.render(messages, asks=False)  # its refusals are a reason of this row
     out = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     mask = np.asarray(out["assistant_masks"], dtype=bool)

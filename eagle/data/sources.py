@@ -1,39 +1,26 @@
 """Rows from files: conversations and documents, each with its place, good or not.
 
-Knows ShareGPT and UltraChat-style JSON, chat messages, plain text, parquet and names of `datasets`; knows no tokenizer.
+Knows JSON in lines, arrays and objects, plain text, parquet and names of `datasets`; what a row says `eagle.data.rows`
+knows, and nobody here a tokenizer.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eagle.chat import Message, RowError
+from eagle.chat import RowError
+from eagle.data.rows import COLUMNS, EXPECTED, UNREAD, Conversation, Document, parse, parse_json
 
-COLUMNS = ("conversations", "messages", "data", "text")
 SUFFIXES = (".json", ".jsonl", ".parquet", ".txt")
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant"}
-EXPECTED = f"one of the columns {', '.join(COLUMNS)}"
-
-
-@dataclass(frozen=True)
-class Document:
-    """Text of which every token counts in the loss."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Messages in order, with the roles system, user, assistant or what else `messages` named."""
-
-    messages: tuple[Message, ...]
+BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)  # and strings, so that theirs are passed over
 
 
 @dataclass(frozen=True)
 class Raw:
-    """A row as it was found: its place for error messages, and a line of JSON, a JSON value or a document."""
+    """A row as it was found: its place for error messages, and JSON as bytes, a JSON value or a document."""
 
     where: str
     found: Any
@@ -42,85 +29,17 @@ class Raw:
         """Check the row.
 
         Raises:
-            RowError: it is not JSON, or no document or conversation; the message says what is wrong.
+            RowError: it is no text, not JSON, or no document or conversation; the message says what is wrong.
         """
-        if isinstance(self.found, Document):
-            return self.found
-        if not isinstance(self.found, bytes):
+        if isinstance(self.found, bytes):
+            return parse_json(self.found)
+        if not isinstance(self.found, Document):
             return parse(self.found)
         try:
-            return parse(json.loads(self.found))
-        except UnicodeDecodeError as broken:
+            self.found.text.encode()
+        except UnicodeEncodeError as broken:  # see `_text_lines`
             raise RowError("not UTF-8 text") from broken
-        except json.JSONDecodeError as broken:
-            raise RowError(f"not JSON ({broken.msg} at column {broken.colno})") from broken
-
-
-def parse(row: Any) -> Document | Conversation:
-    """Turn a JSON object into a document or a conversation.
-
-    Raises:
-        RowError: it is neither; the message says what is wrong.
-    """
-    if not isinstance(row, dict):
-        raise RowError(f"a {type(row).__name__} where an object is expected")
-    column = next((name for name in COLUMNS if row.get(name) is not None), None)
-    if column is None:
-        raise RowError(f"expected {EXPECTED}, found {', '.join(map(str, row)) or 'none'}")
-    if column == "text":
-        return _document(row["text"])
-    turns = row[column]
-    if not isinstance(turns, list) or not turns:
-        raise RowError(f"{column} is not a list of turns" if turns else f"{column} is empty")
-    read = {"conversations": _sharegpt, "messages": _message, "data": _alternating}[column]
-    return Conversation(tuple(read(index, turn) for index, turn in enumerate(turns)))
-
-
-def _document(text: Any) -> Document:
-    if not isinstance(text, str):
-        raise RowError(f"text is a {type(text).__name__}, not a string")
-    if not text.strip():
-        raise RowError("an empty document")
-    return Document(_encodable(text))
-
-
-def _sharegpt(index: int, turn: Any) -> Message:
-    role, content = _fields(index, turn, "from", "value")
-    if role not in ROLES and role != "system":
-        raise RowError(f"turn {index + 1} is from {role!r}, expected human, gpt or system")
-    return _turn(index, ROLES.get(role, role), content)
-
-
-def _message(index: int, turn: Any) -> Message:
-    return _turn(index, *_fields(index, turn, "role", "content"))
-
-
-def _alternating(index: int, turn: Any) -> Message:
-    return _turn(index, ("user", "assistant")[index % 2], turn)
-
-
-def _fields(index: int, turn: Any, *names: str) -> tuple[Any, Any]:
-    missing = [name for name in names if not isinstance(turn, dict) or turn.get(name) is None]
-    if missing:
-        raise RowError(f"turn {index + 1} has no {' and no '.join(missing)}")
-    return turn[names[0]], turn[names[1]]
-
-
-def _turn(index: int, role: Any, content: Any) -> Message:
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise RowError(f"turn {index + 1} is not text")
-    if role != "system" and not content.strip():
-        raise RowError(f"turn {index + 1} is empty")
-    return {"role": role, "content": _encodable(content)}
-
-
-def _encodable(text: str) -> str:
-    # JSON can escape half of a character, which no tokenizer takes.
-    try:
-        text.encode()
-    except UnicodeEncodeError as broken:
-        raise RowError(f"half a character ({text[broken.start]!r}) at {broken.start}") from broken
-    return text
+        return self.found
 
 
 def files_of(source: str) -> list[Path] | None:
@@ -172,17 +91,63 @@ def read(source: str, *, by_paragraph: bool = False) -> Iterator[Raw]:
 
 
 def _json(path: Path) -> Iterator[Raw]:
-    """Read an array whole; anything else is lines of JSON under another name."""
+    """Read an array or an object over several lines whole; anything else is lines of JSON under another name."""
     with path.open("rb") as file:
-        first = next((line.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] for line in file if line.strip()), b"")
-    if first != b"[":
+        first = next((line for line in file if line.strip(b"\xef\xbb\xbf \t\r\n")), b"")
+    begins = first.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    if begins == b"[":
+        yield from _array(path)
+    elif begins == b"{" and not _closed(first):
+        yield from _object(path)
+    else:
         yield from _lines(path)
-        return
+
+
+def _array(path: Path) -> Iterator[Raw]:
+    """Read an array; where that fails, its rows one by one, so that only those fail that are the reason."""
+    text = path.read_bytes()
     try:
-        rows = json.loads(path.read_bytes())
-    except ValueError as broken:
-        raise ValueError(f"{path} begins like a JSON array and is none: {broken}") from broken
+        rows: list[Any] = json.loads(text)
+    except (ValueError, RecursionError) as broken:
+        rows = _elements(text)
+        if not rows:
+            raise ValueError(f"{path} begins like a JSON array and is none: {broken}") from broken
     yield from (Raw(f"{path} row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _object(path: Path) -> Iterator[Raw]:
+    """Read an object, one row, whose first line does not end it; it may be a broken first row of many as well."""
+    text = path.read_bytes()
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as broken:
+        if any(line.startswith(b"{") and _closed(line) for line in text.split(b"\n")):
+            yield from _lines(path)
+            return
+        if isinstance(broken, json.JSONDecodeError):
+            raise ValueError(
+                f"{path} begins like a JSON object and is none: {broken}; expected an array, an object or one a line"
+            ) from broken
+    yield Raw(f"{path} row 1", text)
+
+
+def _closed(text: bytes) -> bool:
+    """Tell whether the brackets of JSON close within a text."""
+    marks = [mark[0] for mark in BRACKETS.findall(text)]
+    return sum(mark in b"[{" for mark in marks) == sum(mark in b"]}" for mark in marks)
+
+
+def _elements(text: bytes) -> list[bytes]:
+    """Return the elements of a JSON array as they stand there, [] where its brackets do not close at its end."""
+    found, depth, begin = list[bytes](), 0, 0
+    for mark in BRACKETS.finditer(text):
+        depth += (mark[0] in b"[{") - (mark[0] in b"]}")
+        if (depth, mark[0]) == (1, b"["):
+            begin = mark.end()
+        elif (depth, mark[0]) in ((1, b","), (0, b"]")):
+            found.append(text[begin : mark.start()].strip())
+            begin = mark.end()
+    return found if depth == 0 and not text[begin:].strip() else []
 
 
 def _lines(path: Path) -> Iterator[Raw]:
@@ -193,11 +158,9 @@ def _lines(path: Path) -> Iterator[Raw]:
 
 
 def _text_lines(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            yield from file
-    except UnicodeDecodeError as broken:
-        raise ValueError(f"{path} is not UTF-8 text") from broken
+    # What is not UTF-8 becomes halves of characters, which `Raw.parsed` refuses: one document of many, not the run.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        yield from file
 
 
 def _whole(path: Path) -> Iterator[Raw]:
@@ -246,7 +209,7 @@ def _from_datasets(source: str) -> Iterator[Raw]:
 
 
 def _known(source: str, columns: list[str]) -> list[str]:
-    known = [name for name in COLUMNS if name in columns]
-    if not known:
+    """Return the columns that say what a row is, or why it cannot be used."""
+    if not set(COLUMNS) & set(columns):
         raise ValueError(f"{source} has the columns {', '.join(columns)}; expected {EXPECTED}")
-    return known
+    return [name for name in (*COLUMNS, *UNREAD) if name in columns]

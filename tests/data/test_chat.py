@@ -1,32 +1,15 @@
 """Loss masks come from the template alone: every token of the answers, none besides, whatever the family."""
 
 import sys
-from itertools import groupby
 
 import numpy as np
 import pytest
-from chat_templates import FAMILIES, SILENT, tokenizer_of
+from chat_templates import CHATML, FAMILIES, tokenizer_of
+from chats import ANSWERS, PLAIN, SYSTEM, answers, turns
 from fastchat.conversation import get_conv_template
 
 from eagle.chat import FastChatTemplate, RowError, choose_template
 from eagle.data.samples import conversation_samples
-
-ANSWERS = ["Paris é is.\n\n  Two  million", "USER: Hi </think there!", "x"]
-QUESTIONS = ["What is the capital?", "ASSISTANT: Paris é is.", "xylophones\n"]
-SYSTEM = {"role": "system", "content": "You are brief."}
-PLAIN = ["llama-2", "llama-3", "vicuna", "qwen", "mistral", "chatml", "gemma", "silent", "marked"]
-
-
-def turns(count: int, system: bool = False) -> list[dict[str, str]]:
-    roles = zip(QUESTIONS[:count], ANSWERS, strict=False)
-    pairs = [({"role": "user", "content": q}, {"role": "assistant", "content": a}) for q, a in roles]
-    return [*([SYSTEM] if system else []), *(message for pair in pairs for message in pair)]
-
-
-def answers(tokenizer, sample) -> list[str]:
-    """Decode every run of tokens that count."""
-    runs = groupby(zip(sample.ids.tolist(), sample.mask.tolist(), strict=True), key=lambda pair: pair[1])
-    return [tokenizer.decode([token for token, _ in run]) for counts, run in runs if counts]
 
 
 @pytest.mark.parametrize("pieces", ["bytes", "words"])
@@ -127,13 +110,15 @@ def test_what_a_template_refuses_is_a_reason():
     assert "no assistant turn" in reason("chatml", turns(1)[:1])
     assert "no assistant turn" in reason("chatml", turns(1)[1:])
     assert "user and assistant in turn" in reason("none", [turns(1)[0], *turns(1)], "vicuna_v1.1")
-    assert "marks no token" in reason("marked", turns(1)[:1])
+    assert "no assistant turn" in reason("marked", turns(1)[:1])
+    mute = CHATML + "{% if false %}{% generation %}{% endgeneration %}{% endif %}"
+    assert "marks no token" in reason("marked", turns(1), template=mute)
     deaf = (
         "{% for message in messages %}{% if message['role'] == 'user' %}{{ message['content'] }}{% endif %}{% endfor %}"
     )
     assert "renders nothing for an assistant's turn" in reason("chatml", turns(1), template=deaf)
-    other = SILENT + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"
-    assert "is not how it begins" in reason("chatml", turns(1), template=other)
+    counted = "{{ messages | length }}" + CHATML
+    assert "is not how it begins an assistant's turn: with --regenerate" in reason("chatml", turns(1), template=counted)
 
 
 def test_a_slow_tokenizer_is_refused():

@@ -66,6 +66,16 @@ QWEN_3 = (
     "{% if loop.last %}{{ '<think>\\n' + thought + '\\n</think>\\n\\n' }}{% endif %}{{ content + '<|im_end|>\\n' }}"
     "{% else %}" + TURN + "{% endif %}{% endfor %}" + ASK
 )
+# DeepSeek-R1 asks for thoughts, and renders answers without them.
+R1 = (
+    "{% set ns = namespace(system='') %}{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{% set ns.system = message['content'] %}{% endif %}{% endfor %}{{ bos_token }}{{ ns.system }}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{% set content = message['content'] %}"
+    "{% if '</think>' in content %}{% set content = content.split('</think>')[-1] %}{% endif %}"
+    "{{ '<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
+)
 # The same marks as ChatML, but nothing asks the assistant to speak: its header comes with its answer.
 SILENT = CHATML.removesuffix(ASK)
 MARKED = (
@@ -99,6 +109,13 @@ FAMILIES = {
     "silent": Family(SILENT, None, "<|im_end|>", "<|im_end|>", IM),
     "marked": Family(MARKED, None, "<|im_end|>", "<|im_end|>", IM),
     "qwen-3": Family(QWEN_3, None, "<|im_end|>", "<|im_end|>", IM),
+    "r1": Family(
+        R1,
+        "<｜begin▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"),
+    ),
     "none": Family("", "<s>", "</s>", "</s>"),
 }
 TEXT = [
