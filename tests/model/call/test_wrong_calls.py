@@ -2,14 +2,13 @@
 
 import copy
 import time
-import traceback
-from pathlib import Path
 
 import pytest
 import torch
 from architectures import base_model
 from pairs import ea_model
 from places import PAIR
+from refusals import fault_of
 from same_call import small_base
 from transformers import (
     AutoConfig,
@@ -21,13 +20,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-import eagle
 from eagle import EaModel
 from eagle.model import ea_model as loading
 from eagle.model import pair
 from eagle.model.target import TargetModel
 
-PACKAGE = Path(eagle.__file__).parent
 IDS = [[5, 6, 7, 8]]
 NAN, INF = float("nan"), float("inf")
 
@@ -37,24 +34,6 @@ class Last(LogitsProcessor):
 
     def __call__(self, input_ids, scores):
         return scores
-
-
-def fault_of(call):
-    """Make a wrong call; return what is wrong with how it was refused, None where nothing is, and the words."""
-    started = time.perf_counter()
-    try:
-        answer = call()
-        for _ in answer if hasattr(answer, "__next__") else ():
-            pass
-    except (ValueError, TypeError, NotImplementedError) as refusal:
-        words, last = str(refusal), traceback.extract_tb(refusal.__traceback__)[-1]
-    else:
-        return "silence", ""
-    if time.perf_counter() - started > 10:
-        return "a long wait", words
-    if PACKAGE not in Path(last.filename).parents or not (last.line or "").startswith("raise"):
-        return f"{last.filename}:{last.lineno} raises {words!r}", words
-    return (None if 10 < len(words) < 400 else f"no sentence: {words!r}"), words
 
 
 def assert_refused(call, *names):

@@ -2,25 +2,20 @@
 
 import json
 import logging
-import time
-import traceback
-import warnings
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from architectures import base_model
 from pairs import random_head
+from refusals import assert_refused_in_words
 from safetensors.torch import load_file, save_file
 
-import eagle
 from eagle.model.configs import EConfig, tapped_layers
 from eagle.model.dialects.checkpoint import load_head, read_config, save_head
 from eagle.model.ea_model import EaModel
 
 TARGET = base_model("llama").config
-SECONDS, BYTES = 10, 2 << 30
 IDS = "eagle_aux_hidden_state_layer_ids"
 
 
@@ -274,19 +269,6 @@ FAULTS = {
     "pickle cut": (lambda f: as_pickle(f) and cut("pytorch_model.bin", 2000)(f), "pytorch_model.bin is damaged"),
     "pickle text": (lambda f: as_pickle(f) and (f / "pytorch_model.bin").write_text("404") and str(f), "is damaged"),
 }
-
-
-def assert_refused_in_words(work, words: str) -> None:
-    """One sentence of ours, from our own code, before much time or memory is spent; nothing of a library's advice."""
-    process = psutil.Process()
-    started, before = time.perf_counter(), process.memory_info().rss
-    with warnings.catch_warnings(), pytest.raises((ValueError, OSError, NotImplementedError), match=words) as refusal:
-        warnings.simplefilter("error")
-        work()
-    assert time.perf_counter() - started < SECONDS and process.memory_info().rss - before < BYTES
-    message, frames = str(refusal.value), traceback.extract_tb(refusal.tb)
-    assert Path(frames[-1].filename).is_relative_to(Path(eagle.__file__).parent), frames[-1]
-    assert len(message) < 600 and "weights_only" not in message and "Traceback" not in message
 
 
 @pytest.mark.parametrize("fault", FAULTS)
