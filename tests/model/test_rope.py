@@ -3,6 +3,10 @@
 import itertools
 
 import pytest
+import torch
+from architectures import prompts
+from pairs import ea_model
+from references import generate_ids
 from rotary import KINDS, SWITCH, rotary_model
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from verdicts import assert_exact
@@ -30,6 +34,17 @@ def test_ids_equal_generate_across_the_switch(tmp_path, kind, batch, prompt):
     least = 2.0 if is_drafted and kind != "dynamic" else 1.0
     model = assert_exact(base, tmp_path, mode, batch, prompt=prompt, new=40, least=least, fresh=fresh)
     assert (model.stats.acceptance_length > 1) == is_drafted
+
+
+def test_what_a_dynamic_embedding_remembers_counts_as_in_generate(tmp_path):
+    """The longest sequence so far decides behind the switch, whoever ran it."""
+    bases = [rotary_model("dynamic") for _ in range(3)]
+    model = ea_model(tmp_path, bases[0], "eagle")
+    (long, _), (short, mask) = (prompts(bases[0], 1, SWITCH + more, more) for more in (30, 4))
+    theirs = [generate_ids(bases[1], ids, torch.ones_like(ids), 10) for ids in (long, short)]
+    ours = [model.eagenerate(ids, max_new_tokens=10) for ids in (long, short)]
+    assert all(map(torch.equal, ours, theirs))
+    assert not torch.equal(theirs[1], generate_ids(bases[2], short, mask, 10))
 
 
 def test_no_kind_is_left_out():

@@ -21,7 +21,7 @@ def causal_lm(model: Any) -> Any:
     Raises:
         TypeError: it is no model, or one that cannot generate: an encoder, a decoder without its output matrix.
         NotImplementedError: the wrapper changes tokens or chooses weights per prompt, which a tree cannot follow, or
-            it was made by `torch.compile`.
+            the model was compiled.
     """
     _check_generates(model)
     if isinstance(model, PreTrainedModel) or not hasattr(model, "peft_config"):
@@ -51,14 +51,22 @@ def _check_generates(model: Any) -> None:
     if not isinstance(model, nn.Module):
         hint = ": from_pretrained(base_model_path=...) loads one" if isinstance(model, str) else ""
         raise TypeError(f"base_model={shown(model)} must be a loaded causal LM, not a {type(model).__name__}{hint}")
-    if hasattr(model, "_orig_mod"):
+    compiled = [name or "all of it" for name, part in model.named_modules() if _is_compiled(part, is_whole=not name)]
+    if compiled:
         raise NotImplementedError(
-            f"base_model is what torch.compile made of a {type(model._orig_mod).__name__}, whose features are out of "
-            "reach: pass the model itself"
+            f"base_model was compiled by torch.compile ({compiled[0]}), so its features are out of reach: pass it as "
+            "it was loaded"
         )
     can_generate = getattr(model, "can_generate", None)
     if not (callable(getattr(model, "generate", None)) and (can_generate is None or can_generate())):
         raise TypeError(f"base_model must be a causal LM; {type(model).__name__} cannot generate")
+
+
+def _is_compiled(part: nn.Module, is_whole: bool) -> bool:
+    """Tell whether hooks on a part, or on parts of the whole model, would no longer run."""
+    if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
+        return True
+    return is_whole and hasattr(part.forward, "_torchdynamo_orig_callable")
 
 
 @torch.no_grad()

@@ -244,6 +244,18 @@ def test_what_generate_puts_up_with(model, arguments):
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("mode", ["greedy", "sampled"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_torch_s_default_dtype_changes_no_id(model, mode, dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        for seed in range(3):
+            check(model, 3, mode, {"temperature": 1.3, "top_p": 0.9}, seed)
+    finally:
+        torch.set_default_dtype(before)
+
+
 class Writing(LogitsProcessor):
     """Writes into the ids it is shown, those of the prompt too, and goes by what stands there."""
 

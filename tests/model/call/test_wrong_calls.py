@@ -125,6 +125,18 @@ def small(name, **fields):
     return AutoConfig.for_model(name, vocab_size=89, **fields)
 
 
+def compiled(what):
+    """Return a base that is compiled in one of the ways there are; nothing runs yet."""
+    base = copy.deepcopy(small_base())
+    if what == "model":
+        return torch.compile(base, backend="eager")
+    if what == "forward":
+        base.forward = torch.compile(base.forward, backend="eager")
+    else:
+        (base if what == "in place" else base.model.layers[0]).compile(backend="eager")
+    return base
+
+
 WIDE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 T5 = {"d_model": 32, "d_ff": 48, "num_layers": 2, "num_heads": 4, "d_kv": 8}
 BASES = {
@@ -144,7 +156,10 @@ BASES = {
         lambda: T5ForConditionalGeneration(small("t5", **T5)),
         "encoder-decoder",
     ),
-    "a compiled one": (lambda: torch.compile(copy.deepcopy(small_base()), backend="eager"), "torch.compile"),
+    "a compiled one": (lambda: compiled("model"), "torch.compile (all of it)"),
+    "one compiled in place": (lambda: compiled("in place"), "torch.compile (all of it)"),
+    "one with a compiled forward": (lambda: compiled("forward"), "torch.compile (all of it)"),
+    "one with a compiled layer": (lambda: compiled("layer"), "torch.compile (model.layers.0)"),
 }
 
 
