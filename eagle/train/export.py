@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 import eagle
-from eagle.files import finish_folder, is_local, unfinished_folder, write_text
+from eagle.files import finish_folder, is_local, unfinished_folder, whole_file, write_text
 from eagle.model.dialects.checkpoint import save_head
 from eagle.model.head import DraftHead
 from eagle.train.checkpoints import RunPoint
@@ -52,7 +52,8 @@ class HeadExporter:
             self.write(self.folder / BEST)
         if self.accelerator.is_main_process:
             for file in (self.folder / BEST).iterdir():
-                shutil.copy2(file, self.folder / file.name)
+                with whole_file(self.folder / file.name) as unfinished:
+                    shutil.copyfile(file, unfinished)
         self.accelerator.wait_for_everyone()
         return self.folder
 

@@ -280,8 +280,11 @@ def test_a_foreign_or_damaged_head_is_refused_in_words(tmp_path, fault):
 
 
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
-def test_exchanged_folders_are_refused_before_anything_is_loaded(tmp_path, kind):
+@pytest.mark.parametrize("pickled", [False, True])
+def test_exchanged_folders_are_refused_before_anything_is_loaded(tmp_path, kind, pickled):
     head, base = str(saved(tmp_path / "head", kind)), str(tmp_path / "base")
+    if pickled:
+        as_pickle(tmp_path / "head")
     base_model("llama").save_pretrained(base)
     for paths in ((head, base), (head, head), (base, base)):
         assert_refused_in_words(
