@@ -7,6 +7,7 @@ kinds of numbers that a head cannot compute with. Sizes are the reader's concern
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -86,8 +87,8 @@ def tensor_names(path: str) -> list[str]:
             with safe_open(found, "pt") as file:
                 return list(file.keys())
         return list(_unwrapped(torch.load(found, map_location="meta", weights_only=True)) or ())
-    except Exception:  # whoever wants the tensors themselves will say what is wrong with them
-        return []
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError):
+        return []  # whoever wants the tensors themselves will say what is wrong with them
 
 
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
