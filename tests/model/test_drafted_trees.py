@@ -103,6 +103,7 @@ def trees_of(model, batch):
 @pytest.mark.parametrize(
     ("nodes", "asked"),
     [
+        (6, {"depth": 20, "top_k": 1}),
         (2, {"depth": 5, "top_k": 9}),
         (6, {"depth": 20, "top_k": 5}),
         (9, {"depth": 7, "top_k": 40}),

@@ -21,30 +21,24 @@ def load_base(path: str, kwargs: dict[str, Any]) -> Any:
 
     Raises:
         FileNotFoundError: the path is neither a folder nor a Hub id.
-        ValueError: an attention implementation that cannot carry a tree.
+        ValueError: an attention implementation that cannot carry a tree, or arguments that transformers refuses.
         TypeError: a keyword that neither eagle nor transformers knows.
     """
     if is_local(path) and not Path(path).is_dir():
         raise FileNotFoundError(f"{path!r} is neither a folder nor a Hub repository id")
-    kwargs = dict(kwargs)
     wanted = kwargs.get("attn_implementation")
     if wanted is not None and wanted not in ATTENTION:
         raise ValueError(f"attn_implementation={wanted!r} reads a tree mask as padding; use one of {ATTENTION}")
-    bits = {name: kwargs.pop(name) for name in ("load_in_8bit", "load_in_4bit") if name in kwargs}
-    if any(bits.values()):
-        kwargs.setdefault("quantization_config", BitsAndBytesConfig(**bits))
-    if "torch_dtype" in kwargs:
-        kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
     try:
-        base_model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
-    except TypeError as problem:
+        base_model = AutoModelForCausalLM.from_pretrained(path, **_translated(kwargs))
+    except (AttributeError, LookupError, TypeError, ValueError) as problem:
         # transformers hands what it does not know to the model's constructor, before any weight is read.
         name = UNKNOWN.search(str(problem))
-        if name is None or name[1] not in kwargs:
-            raise
-        raise TypeError(
-            f"unknown argument {name[1]}={shown(kwargs[name[1]])}: see EaModel.from_pretrained"
-        ) from problem
+        if name is not None and name[1] in kwargs:
+            value = shown(kwargs[name[1]])
+            raise TypeError(f"unknown argument {name[1]}={value}: see EaModel.from_pretrained") from problem
+        given = f" with {', '.join(sorted(kwargs))}" if kwargs else ""
+        raise ValueError(f"transformers cannot load {path!r}{given}: {problem}") from problem
     if base_model.config._attn_implementation not in ATTENTION:
         logger.warning(
             "the base model's default attention %r cannot carry a tree mask: using sdpa",
@@ -52,6 +46,17 @@ def load_base(path: str, kwargs: dict[str, Any]) -> Any:
         )
         base_model.set_attn_implementation("sdpa")
     return base_model
+
+
+def _translated(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments under the names that transformers 5 has for them."""
+    kwargs = dict(kwargs)
+    bits = {name: kwargs.pop(name) for name in ("load_in_8bit", "load_in_4bit") if name in kwargs}
+    if any(bits.values()):
+        kwargs.setdefault("quantization_config", BitsAndBytesConfig(**bits))
+    if "torch_dtype" in kwargs:
+        kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
+    return kwargs
 
 
 def load_tokenizer(path: str, **options: Any) -> PreTrainedTokenizerBase:

@@ -114,6 +114,20 @@ def test_a_misspelt_option_is_named(at_rest, monkeypatch, name):
     assert_refused(lambda: EaModel.from_pretrained(**arguments), name)
 
 
+LOADING = {
+    "torch_dtype": ["floaty"],
+    "attn_implementation": ["flash", 5],
+    "load_in_8bit": ["x"],
+    "device_map": ["moon"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), named(LOADING))
+def test_arguments_for_the_base_are_refused_by_eagle_too(name, value):
+    paths = {"base_model_path": PAIR / "target", "ea_model_path": PAIR / "eagle_head"}
+    assert_refused(lambda: EaModel.from_pretrained(**paths, **{name: value}), name)
+
+
 @pytest.mark.parametrize("name", ["total_tokens", "depth", "top_k", "threshold"])
 @pytest.mark.parametrize("value", ["5", 2.5, None, True, -1])
 def test_attributes_of_the_drafter_are_judged_like_options(model, name, value):
