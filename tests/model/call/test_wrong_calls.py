@@ -1,6 +1,7 @@
 """A wrong call gets one sentence from eagle before any work: no library's traceback, no silence, no long wait."""
 
 import copy
+import re
 import time
 
 import pytest
@@ -43,7 +44,12 @@ def assert_refused(call, *names):
 
 
 def named(cases):
-    return [pytest.param(name, value, id=f"{name}-{value!r:.30}") for name, values in cases.items() for value in values]
+    """Give every case a name; the same in every process, so without addresses."""
+    return [
+        pytest.param(name, value, id=f"{name}-{re.sub(' at 0x.*', '', repr(value))[:30]}")
+        for name, values in cases.items()
+        for value in values
+    ]
 
 
 @pytest.fixture(scope="module")
