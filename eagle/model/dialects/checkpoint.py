@@ -86,10 +86,23 @@ def build_head(config: EConfig, state: Mapping[str, torch.Tensor], target: Any) 
     _check_finite(state)
     if is_eagle3:
         _check_draft_vocabulary(state, target.vocab_size)
-    head.rotary_emb = LlamaRotaryEmbedding(config)
+    head.rotary_emb = _rotary(config)
     # Copies: the caller's tensors, and files that are mapped into memory, may change.
     head.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     return head.eval()
+
+
+def _rotary(config: EConfig) -> LlamaRotaryEmbedding:
+    try:
+        rotary = LlamaRotaryEmbedding(config)
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as failure:
+        words = " ".join(str(failure).split())
+        raise ValueError(
+            f"config.json's rotary embedding {config.rope_parameters} cannot be made ({words})"
+        ) from failure
+    if not torch.isfinite(rotary.inv_freq).all():
+        raise ValueError(f"config.json's rotary embedding {config.rope_parameters} has no finite frequencies")
+    return rotary
 
 
 def _is_eagle3(state: Mapping[str, torch.Tensor]) -> bool:
@@ -102,6 +115,8 @@ def _is_eagle3(state: Mapping[str, torch.Tensor]) -> bool:
         query = state.get(f"{first}self_attn.q_proj.weight")
         if query is not None:
             return of_eagle3 or _reads_two_states(query, state)
+    if any(name.startswith("midlayer.") for name in state):
+        return True  # what is missing is named later
     names = sorted(state)
     some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
     if any(name.startswith("model.layers.") for name in names):
@@ -251,7 +266,7 @@ def _check_finite(state: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"tensor {name!r} holds NaN or infinity: the checkpoint is damaged")
-        if tensor.ndim == 2 and not tensor.any():
+        if (tensor.ndim == 2 or "norm" in name) and not tensor.any():
             raise ValueError(f"tensor {name!r} is all zero: the checkpoint is damaged or was never trained")
 
 
@@ -260,6 +275,8 @@ def _check_draft_vocabulary(state: Mapping[str, torch.Tensor], vocabulary: int) 
         return
     offsets_W, known_V = state["d2t"], state["t2d"]
     ids_W = torch.arange(len(offsets_W)) + offsets_W
+    if len(ids_W.unique()) < len(ids_W):
+        raise ValueError("d2t gives several draft tokens the same id of the target")
     if not offsets_W.any() and not bool(known_V[: len(offsets_W)].all()):
         raise ValueError("d2t is all zero although t2d selects other tokens: the draft vocabulary was never saved")
     if int(ids_W.min()) < 0 or int(ids_W.max()) >= vocabulary:

@@ -4,6 +4,7 @@ Knows the fields of Llama configurations and those that other trainers add; know
 """
 
 import logging
+import math
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -23,12 +24,14 @@ SILENT = (
     "use_sliding_window",
     "max_window_layers",
     "target_model_type",
-    "quantization_config",
     "torch_dtype",
     "torchscript",
 )
 # Older names of fields that configurations of transformers translate.
-OLDER = ("rope_theta", "rope_scaling")
+OLDER = ("rope_theta", "rope_scaling", "partial_rotary_factor")
+ROPES = ("rope_scaling", "rope_parameters")
+# Configurations of heads are of Llama, or say by their name that they are a head's.
+LLAMA_LIKE = (None, "llama", "eagle", "eagle3", "eagle_head")
 # The values that an EAGLE-3 head of NVIDIA's Model-Optimizer is built with, in `eagle_config` or beside it.
 MODEL_OPTIMIZER = {
     "use_aux_hidden_state": True,
@@ -72,7 +75,9 @@ def head_config_from(fields: dict[str, Any], path: str) -> EConfig:
     _check_numbers(fields, path)
     _read_taps(fields, path)
     _check_windows(fields, path)
-    for name in ("rope_scaling", "rope_parameters"):
+    if fields.get("model_type") not in LLAMA_LIKE:
+        logger.info("%s: model_type=%r is read as a Llama layer with the fields given", path, fields["model_type"])
+    for name in ROPES:
         rope = fields.get(name)
         if isinstance(rope, dict) and "mrope" in (rope.get("type"), rope.get("rope_type")):
             # Three rows of positions, all equal for text: the default embedding.
@@ -110,11 +115,35 @@ def _check_kinds(fields: dict[str, Any], path: str) -> None:
     act = fields.get("hidden_act", "silu")
     if not isinstance(act, str) or act not in ACT2FN:
         raise ValueError(f"{path}: config.json says hidden_act={act!r}, which transformers does not know")
-    for name in ("rope_scaling", "rope_parameters"):
-        rope = fields.get(name) or {}
-        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-        if kind not in ("default", *ROPE_INIT_FUNCTIONS):
+    eps = fields.get("rms_norm_eps", 1e-6)
+    if not (type(eps) is float and 0 < eps < 1):
+        raise ValueError(f"{path}: config.json says rms_norm_eps={eps!r}, which must lie between 0 and 1")
+    _check_rope(fields, path)
+
+
+def _check_rope(fields: dict[str, Any], path: str) -> None:
+    """Refuse what a rotary embedding would ignore, or cannot be."""
+    given = [name for name in ROPES if fields.get(name)]
+    for name in given:
+        rope = fields[name]
+        if not isinstance(rope, dict):
+            raise ValueError(f"{path}: config.json says {name}={rope!r}, which must hold a rotary embedding's fields")
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind is None and set(rope) <= {"rope_theta"}:
+            kind = "default"
+        if kind not in ("default", "mrope", *ROPE_INIT_FUNCTIONS):
             raise ValueError(f"{path}: config.json says {name}={rope!r}, a rotary embedding transformers does not know")
+        if any(isinstance(value, dict) for value in rope.values()):
+            raise NotImplementedError(f"{path}: {name}={rope!r} has one for every kind of layer; a head has one layer")
+    thetas = [fields.get("rope_theta"), *(fields[name].get("rope_theta") for name in given)]
+    numbers = {theta for theta in thetas if theta is not None}
+    if any(type(theta) not in (int, float) or not 0 < theta < math.inf for theta in thetas if theta is not None):
+        raise ValueError(f"{path}: config.json says rope_theta={thetas!r}, which must be above 0")
+    if len(numbers) > 1:
+        raise ValueError(f"{path}: config.json says rope_theta twice, and differently: {sorted(numbers)}")
+    part = [where.get("partial_rotary_factor") for where in (fields, *(fields[name] for name in given))]
+    if any(value not in (None, 1, 1.0) for value in part):
+        raise NotImplementedError(f"{path}: partial_rotary_factor is not supported, heads rotate all of a key")
 
 
 def _read_taps(fields: dict[str, Any], path: str) -> None:
