@@ -71,6 +71,7 @@ def build_head(config: EConfig, state: Mapping[str, torch.Tensor], target: Any) 
     if is_eagle3:
         state = _with_midlayer(state)
     _check_layers(config, state, is_eagle3)
+    rotary = _rotary(config)
     head: DraftHead = _eagle3(config, state, target) if is_eagle3 else _eagle(config, state, target)
     expected = set(head.state_dict())
     missing, unexpected = sorted(expected - set(state)), sorted(set(state) - expected)
@@ -86,7 +87,7 @@ def build_head(config: EConfig, state: Mapping[str, torch.Tensor], target: Any) 
     _check_finite(state)
     if is_eagle3:
         _check_draft_vocabulary(state, target.vocab_size)
-    head.rotary_emb = _rotary(config)
+    head.rotary_emb = rotary
     # Copies: the caller's tensors, and files that are mapped into memory, may change.
     head.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     return head.eval()
@@ -96,10 +97,8 @@ def _rotary(config: EConfig) -> LlamaRotaryEmbedding:
     try:
         rotary = LlamaRotaryEmbedding(config)
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as failure:
-        words = " ".join(str(failure).split())
-        raise ValueError(
-            f"config.json's rotary embedding {config.rope_parameters} cannot be made ({words})"
-        ) from failure
+        words = f"{config.rope_parameters} cannot be made ({' '.join(str(failure).split())})"
+        raise ValueError(f"config.json's rotary embedding {words}") from failure
     if not torch.isfinite(rotary.inv_freq).all():
         raise ValueError(f"config.json's rotary embedding {config.rope_parameters} has no finite frequencies")
     return rotary
