@@ -18,9 +18,9 @@ import numpy as np
 
 from eagle.chat import RowError
 from eagle.data.samples import Sample
-from eagle.data.shards import Texts, read_document, shard_path
+from eagle.data.shards import Texts, read_document, shard_path, write_document
 from eagle.data.tensor_files import TensorFile, write_tensors
-from eagle.files import differing, sweep, write_text
+from eagle.files import differing, sweep
 
 FORMATS = (2, 1)  # 1 is without checksums
 SHOWN = 5
@@ -116,10 +116,7 @@ def check_settings(folder: Path, made: dict[str, Any], settings: dict[str, Any])
 
 def write_summary(folder: Path, settings: dict[str, Any], counts: Counts, shards: int) -> None:
     """Write `data.json`: the folder is finished."""
-    document = {"format": FORMATS[0], **settings, **asdict(counts), "shards": shards}
-    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-    # Names of files may hold what is not UTF-8, which escaped is JSON all the same.
-    write_text(folder / SUMMARY, text.encode(errors="backslashreplace").decode())
+    write_document(folder / SUMMARY, {"format": FORMATS[0], **settings, **asdict(counts), "shards": shards})
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

@@ -70,6 +70,8 @@ def prepare(
         check_settings(folder, read_summary(folder), settings)
         done = Prepared(folder)
         if not done.missing:
+            done.check_counts(done.summary)
+            done.check()
             logger.info("%s is already there", folder)
             return done
     writer = Writer(folder, settings)

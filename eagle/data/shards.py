@@ -8,6 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from eagle.data.samples import Sample
 from eagle.data.tensor_files import TensorFile
-from eagle.files import differing
+from eagle.files import differing, write_text
 
+SHOWN = 3  # missing shards that are named
 Some = TypeVar("Some", bound=Sample)
 
 
@@ -48,7 +50,20 @@ def read_document(path: Path, versions: Sequence[int], command: str) -> dict[str
     if made not in versions:
         known = " and ".join(map(str, sorted(versions)))
         raise ValueError(f"{path} has format {made}, this version reads {known}: make it anew")
+    checksum = document.pop("checksum", None)
+    if made != 1 and checksum != _checksum(document):
+        raise ValueError(f"{path} is not what was written: delete it, and {command} finishes it anew")
     return dict(document)
+
+
+def write_document(path: Path, document: dict[str, Any]) -> None:
+    """Write what `read_document` reads, with a checksum: the folder is finished."""
+    document = {**document, "checksum": _checksum(document)}
+    write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def _checksum(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Shards(Sequence[Some], ABC, Generic[Some]):
@@ -70,9 +85,9 @@ class Shards(Sequence[Some], ABC, Generic[Some]):
 
     @property
     def missing(self) -> list[Path]:
-        """The shards that are not there."""
+        """The first shards that are not there."""
         paths = (shard_path(self.folder, index) for index in range(self.files))
-        return [path for path in paths if not path.is_file()]
+        return list(islice((path for path in paths if not path.is_file()), SHOWN))
 
     @cached_property
     def _open(self) -> list[TensorFile]:
@@ -122,6 +137,16 @@ class Shards(Sequence[Some], ABC, Generic[Some]):
 
 class Texts(Shards[Sample]):
     """Ids and masks alone."""
+
+    def check(self) -> None:
+        """Read everything.
+
+        Raises:
+            ValueError: a shard is damaged.
+        """
+        for file in self._open:
+            for name in ("ids", "mask", "ends"):
+                file.read(name)
 
     @cached_property
     def fingerprint(self) -> str:

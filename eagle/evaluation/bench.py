@@ -73,6 +73,8 @@ def check(args: argparse.Namespace) -> None:
     at_least(0, args, "temperature")
     check_tree(args.total_token, args.depth, args.top_k)
     check_pair(args)
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise ValueError(f"--json={args.json}: there is no such folder")
     for name in ("methods", "total_token", "batch_sizes", "prompt_lengths"):
         values = getattr(args, name) or []
         if len(set(values)) < len(values):
@@ -151,8 +153,11 @@ def main(argv: list[str] | None = None) -> int:
         check(args)
     except (ValueError, ImportError) as refusal:
         options.error(str(refusal))
-    with opened(args) as pair:
-        rows = run(pair, args)
+    try:
+        with opened(args) as pair:
+            rows = run(pair, args)
+    except (ValueError, NotImplementedError, OSError) as refusal:
+        options.error(str(refusal))
     report(rows, args)
     return 0
 

@@ -1,6 +1,7 @@
 """The pair under measurement: loaded from paths, or synthetic of any shape; the options and prompts that go with it."""
 
 import argparse
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer
 from eagle.evaluation.prompts import of_length, random_prompts, read_prompts
 from eagle.evaluation.synthetic import SHAPES, synthetic_eagle3_head, synthetic_eagle_head, synthetic_target
 from eagle.model.configs import tree_config
-from eagle.model.dialects.checkpoint import read_config, save_head
+from eagle.model.dialects.checkpoint import check_is_no_head, read_config, save_head
 from eagle.model.ea_model import EaModel
 from eagle.model.support.loading import load_base
 
@@ -98,7 +99,7 @@ def at_least(low: float, args: argparse.Namespace, *names: str) -> None:
     for name in names:
         value = getattr(args, name)
         for one in value if isinstance(value, list) else [value]:
-            if one is not None and one < low:
+            if one is not None and not low <= one < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')}={one} must be at least {low:g}")
 
 
@@ -150,6 +151,7 @@ def opened(args: argparse.Namespace) -> Iterator[BenchPair]:
         heads = tuple(args.ea_model_path or args.default_heads)
         for head in heads:
             read_config(head)  # a missing head is found before minutes of loading
+        check_is_no_head(path)
         base = load_base(path, {"dtype": dtype}).to(device).eval()
         yield BenchPair(base, path, heads, AutoTokenizer.from_pretrained(path), options)
         return

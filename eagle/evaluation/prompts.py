@@ -35,18 +35,27 @@ def read_prompts(path: Path, tokenizer: Any, count: int, kind: str | None = None
     first is asked: these are rendered with the tokenizer's chat template, which says itself whether a BOS comes first.
 
     Raises:
-        ValueError: a line is no prompt, or the tokenizer has no chat template for it; the message names the line.
+        ValueError: there is no prompt, a line is none, or the tokenizer has no chat template for it; the message names
+            the line.
     """
     rows: list[torch.Tensor] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as failure:
+        raise ValueError(f"{path} is not UTF-8 ({failure})") from failure
+    for number, line in enumerate(lines, start=1):
         if len(rows) == count:
             break
         try:
             fields = json.loads(line)
+            if not isinstance(fields, dict):
+                raise ValueError(f"{type(fields).__name__} instead of an object")
             if kind is None or fields.get("kind") == kind:
                 rows.append(_prompt(tokenizer, fields))
         except (ValueError, TypeError, AttributeError, RecursionError, TemplateError) as failure:
             raise ValueError(f"{path} line {number}: {failure}") from failure
+    if not rows:
+        raise ValueError(f"{path} holds no prompt" + (f" of kind {kind!r}" if kind else ""))
     return rows
 
 

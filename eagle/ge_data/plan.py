@@ -17,9 +17,8 @@ from transformers import AutoConfig
 
 from eagle.data.features import FORMATS, SUMMARY, embeddings_path, read_summary
 from eagle.data.folder import check_settings, load
-from eagle.data.shards import shard_path
+from eagle.data.shards import shard_path, write_document
 from eagle.data.tensor_files import TensorFile
-from eagle.files import write_text
 from eagle.ge_data.disk import readable
 from eagle.model.configs import EConfig, tapped_layers, text_config
 from eagle.model.support.output_transform import transform_of
@@ -112,8 +111,7 @@ class Plan:
     def finish(self) -> None:
         """Write `features.json`: the folder is finished."""
         self.check_folder()
-        document = {"format": FORMATS[0], **self.settings, **self.facts}
-        write_text(self.folder / SUMMARY, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        write_document(self.folder / SUMMARY, {"format": FORMATS[0], **self.settings, **self.facts})
 
     def report(self) -> str:
         """Say what the folder holds, in a few lines."""

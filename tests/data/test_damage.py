@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from architectures import VOCABULARY, base_model
+from places import PAIR
 from refusals import fault_of
 from safetensors.numpy import load_file, save_file
 from teaching import random_texts
 
-from eagle.data import load
+from eagle.data import load, main
 from eagle.data.features import load_features
 from eagle.data.folder import Counts, write_shard, write_summary
 from eagle.ge_data import allocation
@@ -148,6 +149,9 @@ def test_a_folder_that_lost_a_shard_says_so_and_its_document_is_not_believed(who
     document = folder / ("data.json" if name == "data" else "features.json")
     text = document.read_text()
     document.write_text(text.replace('"samples": 12', '"samples": 11'))
+    with pytest.raises(ValueError, match="is not what was written"):
+        contents(folder)
+    document.write_text(text.replace('"samples": 12', '"samples": 11').replace('"format": 2', '"format": 1'))
     with pytest.raises(ValueError, match="samples=12, now 11"):
         contents(folder)
     document.write_text(text[:-9])
@@ -168,3 +172,20 @@ def test_files_of_before_there_were_checksums_are_read(whole, tmp_path):
         if name == "features":
             (folder / "target_embeddings.safetensors").rename(folder / "doors.safetensors")
         assert equal(contents(folder), want)
+
+
+def test_the_command_names_a_damaged_shard_of_a_finished_folder(tmp_path, capsys):
+    path, target = tmp_path / "rows.jsonl", str(PAIR / "target")
+    path.write_text('{"text": "one two three"}\n{"text": "four five six"}\n')
+    command = [str(path), "--tokenizer", target, "--out", str(tmp_path / "data")]
+    assert main(command) == 0
+    shard = tmp_path / "data" / "shard_00000.safetensors"
+    before = bytearray(shard.read_bytes())
+    before[-1] ^= 1
+    shard.write_bytes(before)
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert stopped.value.code != 0
+    assert "shard_00000.safetensors is damaged" in capsys.readouterr().err + str(stopped.value.code)
+    shard.unlink()
+    assert main(command) == 0 and len(load(tmp_path / "data")) == 2

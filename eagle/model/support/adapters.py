@@ -51,6 +51,8 @@ def _check_generates(model: Any) -> None:
     if not isinstance(model, nn.Module):
         hint = ": from_pretrained(base_model_path=...) loads one" if isinstance(model, str) else ""
         raise TypeError(f"base_model={shown(model)} must be a loaded causal LM, not a {type(model).__name__}{hint}")
+    if hasattr(model, "ea_layer"):
+        raise TypeError("base_model is an EaModel, which has a base and a head already: pass its base_model")
     compiled = [name or "all of it" for name, part in model.named_modules() if _is_compiled(part, is_whole=not name)]
     if compiled:
         raise NotImplementedError(

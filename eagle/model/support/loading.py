@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from eagle.files import is_local
@@ -24,14 +25,14 @@ def load_base(path: str, kwargs: dict[str, Any]) -> Any:
         ValueError: an attention implementation that cannot carry a tree, or arguments that transformers refuses.
         TypeError: a keyword that neither eagle nor transformers knows.
     """
-    if is_local(path) and not Path(path).is_dir():
+    if not path or (is_local(path) and not Path(path).is_dir()):
         raise FileNotFoundError(f"{path!r} is neither a folder nor a Hub repository id")
     wanted = kwargs.get("attn_implementation")
     if wanted is not None and wanted not in ATTENTION:
         raise ValueError(f"attn_implementation={wanted!r} reads a tree mask as padding; use one of {ATTENTION}")
     try:
         base_model = AutoModelForCausalLM.from_pretrained(path, **_translated(kwargs))
-    except (AttributeError, LookupError, TypeError, ValueError) as problem:
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as problem:
         # transformers hands what it does not know to the model's constructor, before any weight is read.
         name = UNKNOWN.search(str(problem))
         if name is not None and name[1] in kwargs:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from places import PAIR
 from references import ends_at, generate_ids
 from transformers import AutoTokenizer, DynamicCache
 
-from eagle.evaluation import spec_bench
+from eagle.evaluation import bench, spec_bench
 from eagle.evaluation.prompts import read_prompts
 from eagle.model import kv_cache, utils
 from eagle.model.call.output import CACHE_NAME
@@ -174,6 +175,33 @@ def test_a_line_that_is_no_prompt_is_named(tmp_path, line):
         tokenizer.chat_template = "{{ messages[0] + 'a' }}"
     with pytest.raises(ValueError, match=r"question\.jsonl line 2: "):
         read_prompts(path, tokenizer, 9)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", '{"text": "caf\xe9"}'.encode("latin-1")])
+def test_a_file_without_a_prompt_is_refused_by_name(tmp_path, content):
+    tokenizer = AutoTokenizer.from_pretrained(PAIR / "target")
+    (tmp_path / "q.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"q\.jsonl"):
+        read_prompts(tmp_path / "q.jsonl", tokenizer, 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--temperature", "nan"], "--temperature=nan must be at least 0"),
+        (["--json", "/nowhere/at/all.json"], "there is no such folder"),
+        (
+            ["--base-model-path", str(PAIR / "eagle3_head"), "--ea-model-path", str(PAIR / "target")],
+            "exchanged|no draft",
+        ),
+        (["--prompts", str(PAIR / "eagle.yaml")], "line 1"),
+    ],
+)
+def test_bench_says_what_is_wrong_in_one_line(capsys, options, words):
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(options)
+    assert stopped.value.code == 2
+    assert re.search(words, capsys.readouterr().err.splitlines()[-1])
 
 
 def test_a_question_without_a_chat_template_says_so(tmp_path):

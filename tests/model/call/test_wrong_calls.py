@@ -314,3 +314,15 @@ def test_a_tree_asked_far_too_large_costs_seconds(tmp_path, options):
     made = ea_model(tmp_path, base_model("llama"), "eagle", total_token=60, **options)
     assert made.eagenerate(torch.tensor(IDS), max_new_tokens=8).shape == (1, 12)
     assert time.perf_counter() - started < 10
+
+
+def test_a_damaged_base_and_an_ea_model_as_base_are_refused(tmp_path, model):
+    base_model("llama").save_pretrained(tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    head = str(PAIR / "eagle3_head")
+    assert_refused(lambda: EaModel(None, model, "none", head), "EaModel")
+    assert_refused(lambda: EaModel.from_pretrained(base_model_path="", ea_model_path=head), "''")
+    for content in (weights.read_bytes()[:2000], b""):
+        weights.write_bytes(content)
+        path = str(tmp_path / "base")
+        assert_refused(lambda path=path: EaModel.from_pretrained(base_model_path=path, ea_model_path=head), path)
