@@ -83,7 +83,9 @@ def head_config_from(fields: dict[str, Any], path: str) -> EConfig:
             # Three rows of positions, all equal for text: the default embedding.
             fields[name] = {**rope, "type": "default", "rope_type": "default"}
     _check_kinds(fields, path)
-    unknown = sorted(set(fields) - {*EConfig().to_dict(), *SILENT, *OLDER})
+    # Older releases of transformers leave fields at their defaults out of `to_dict`.
+    known = {*EConfig().to_dict(), *EConfig.__annotations__, *SILENT, *OLDER}
+    unknown = sorted(set(fields) - known)
     if unknown:
         logger.warning("%s: fields %s of config.json are not known here and have no effect", path, unknown)
     kept = {name: value for name, value in fields.items() if name not in SILENT and name not in unknown}
