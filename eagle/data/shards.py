@@ -59,7 +59,9 @@ def read_document(path: Path, versions: Sequence[int], command: str) -> dict[str
 def write_document(path: Path, document: dict[str, Any]) -> None:
     """Write what `read_document` reads, with a checksum: the folder is finished."""
     document = {**document, "checksum": _checksum(document)}
-    write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    # Names of files may hold what is not UTF-8, which escaped is JSON all the same.
+    write_text(path, text.encode(errors="backslashreplace").decode())
 
 
 def _checksum(document: dict[str, Any]) -> str:

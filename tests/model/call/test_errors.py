@@ -185,7 +185,7 @@ DAMAGE = {
     "lm_head rows": ({"lm_head__weight": torch.ones(60, 32)}, r"lm_head.weight: file \(60, 32\), expected \(59, 32\)"),
     "no head": (
         {"midlayer__self_attn__q_proj__weight": None},
-        "no draft head found",
+        r"missing \['midlayer.self_attn.q_proj.weight'\]",
     ),
 }
 
