@@ -57,9 +57,9 @@ def doctor(args: argparse.Namespace) -> int:
         words = str(refusal).partition("\n")[0]  # transformers goes on with a list of all it knows
         report = Report(args.base, (Check("loading", False, words),), 0.0)
     if args.json:
-        print(json.dumps({**dataclasses.asdict(report), "passed": report.passed}))
+        sys.stdout.write(json.dumps({**dataclasses.asdict(report), "passed": report.passed}) + "\n")
     else:
-        print(report)
+        sys.stdout.write(f"{report}\n")
     return 0 if report.passed else 1
 
 

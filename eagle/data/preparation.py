@@ -66,14 +66,9 @@ def prepare(
     chosen = choose_template(tokenizer, template)
     asked = {"max_length": max_length, "limit": limit, "by_paragraph": by_paragraph}
     settings = _settings(sources, tokenizer, target, chosen, asked, regeneration)
-    if (folder / SUMMARY).exists():
-        check_settings(folder, read_summary(folder), settings)
-        done = Prepared(folder)
-        if not done.missing:
-            done.check_counts(done.summary)
-            done.check()
-            logger.info("%s is already there", folder)
-            return done
+    if (done := _finished(folder, settings)) is not None:
+        logger.info("%s is already there", folder)
+        return done
     writer = Writer(folder, settings)
     if strict and writer.counts.skipped:
         raise ValueError(writer.counts.skips)
@@ -89,6 +84,23 @@ def prepare(
         raise ValueError(f"no usable row in {', '.join(sources)}: {writer.counts.skips}")
     writer.finish()
     return Prepared(folder)
+
+
+def _finished(folder: Path, settings: dict[str, Any]) -> Prepared | None:
+    """Return a folder that is finished and whole; None where something is still to be made.
+
+    Raises:
+        ValueError: it was made with other settings, or a shard is damaged.
+    """
+    if not (folder / SUMMARY).exists():
+        return None
+    check_settings(folder, read_summary(folder), settings)
+    done = Prepared(folder)
+    if done.missing:
+        return None
+    done.check_counts(done.summary)
+    done.check()
+    return done
 
 
 def _settings(

@@ -13,6 +13,7 @@ from typing import Any
 
 from eagle.chat import RowError
 from eagle.data.rows import COLUMNS, EXPECTED, UNREAD, Conversation, Document, parse, parse_json
+from eagle.files import is_local
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".txt")
 BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)  # and strings, so that theirs are passed over
@@ -51,7 +52,7 @@ def files_of(source: str) -> list[Path] | None:
     """
     path = Path(source).expanduser()
     if not path.exists():
-        if path.suffix in SUFFIXES or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        if path.suffix in SUFFIXES or is_local(source):
             raise FileNotFoundError(f"{source} does not exist")
         return None
     files = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()) if path.is_dir() else [path]

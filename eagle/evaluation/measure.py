@@ -157,7 +157,7 @@ def _timed(method: Method, prompt: Prompt, new: int, row: Row, is_first: bool) -
         current.prefill += stats.prefill_seconds
         current.decode += stats.decode_seconds
         for name, seconds in stats.stage_seconds.items():
-            current.stages[name] += seconds
+            current.stages[name] = current.stages.get(name, 0.0) + seconds
     if is_first:
         _count(row, out[:, prompt.width :], stats, method.ends)
     return out

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from eagle.evaluation.prompts import of_length, random_prompts, read_prompts
 from eagle.evaluation.synthetic import SHAPES, synthetic_eagle3_head, synthetic_eagle_head, synthetic_target
 from eagle.model.configs import tree_config
-from eagle.model.dialects.checkpoint import check_is_no_head, read_config, save_head
+from eagle.model.dialects.checkpoint import read_config, save_head
 from eagle.model.ea_model import EaModel
 from eagle.model.support.loading import load_base
 
@@ -151,7 +151,6 @@ def opened(args: argparse.Namespace) -> Iterator[BenchPair]:
         heads = tuple(args.ea_model_path or args.default_heads)
         for head in heads:
             read_config(head)  # a missing head is found before minutes of loading
-        check_is_no_head(path)
         base = load_base(path, {"dtype": dtype}).to(device).eval()
         yield BenchPair(base, path, heads, AutoTokenizer.from_pretrained(path), options)
         return

@@ -8,12 +8,17 @@ from typing import Any
 from eagle.evaluation.curve_points import CurvePoint
 from eagle.evaluation.measure import Row
 from eagle.evaluation.methods import BASELINES
-from eagle.evaluation.report import PARTS
+from eagle.evaluation.report import parts_of
 
 # Paul Tol's bright scheme: told apart in print and by colour-blind readers.
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
 MARKERS = "osD^vPX"
-PART_COLOURS = dict(zip(("draft", "verify", "accept", "commit", "host"), COLOURS, strict=False)) | {"rest": COLOURS[3]}
+PART_COLOURS = dict(zip(("draft", "verify", "accept", "commit", "host"), COLOURS, strict=False)) | {
+    "capture": COLOURS[6],
+    "replay": COLOURS[5],
+    "read": "#DDDDDD",
+    "rest": COLOURS[3],
+}
 SWEPT = {"total_token": "nodes of the tree", "depth": "depth", "batch": "batch size", "context": "context, tokens"}
 
 
@@ -115,8 +120,8 @@ def _split_bars(rows: Sequence[Row], path: Path) -> Path:
     for axis, (batch, length) in zip(axes, settings, strict=False):
         chosen = [row for row in timed if (row.batch_size, row.prompt_length) == (batch, length)]
         names, floor = [_wrapped(row.name) for row in chosen], [0.0] * len(chosen)
-        for part in PARTS:
-            heights = [row.step_ms[part] for row in chosen]
+        for part in parts_of(timed):
+            heights = [row.step_ms.get(part, 0.0) for row in chosen]
             axis.bar(names, heights, bottom=floor, color=PART_COLOURS[part], label=part, width=0.65)
             floor = [low + high for low, high in zip(floor, heights, strict=True)]
         axis.tick_params(axis="x", labelsize=8)

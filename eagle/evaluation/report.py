@@ -16,11 +16,11 @@ import transformers
 import eagle
 from eagle.evaluation.measure import Row
 from eagle.files import write_text
-from eagle.model.stats import STAGES
+from eagle.model.stats import REPLAY_STAGES, STAGES
 from eagle.model.support.measurements import processor_name
 
 UNKNOWN = "–"
-PARTS = (*STAGES, "host")
+PARTS = (*STAGES, *REPLAY_STAGES, "host")
 
 
 def aligned(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -73,15 +73,21 @@ def table(rows: Sequence[Row]) -> str:
     return aligned(header, lines)
 
 
+def parts_of(rows: Sequence[Row]) -> list[str]:
+    """Return the parts of a step that a table or picture of these rows shows: of replays only where some replayed."""
+    return [name for name in PARTS if name not in REPLAY_STAGES or any(name in row.step_ms for row in rows)]
+
+
 def split_table(rows: Sequence[Row]) -> str:
     """Return where the time goes, in milliseconds, as aligned text; methods without steps of their own have dashes."""
     columns = _setting(rows)
-    header = ["ms per step", *columns, "prefill", *PARTS, "step", "outside the models"]
+    named = parts_of(rows)
+    header = ["ms per step", *columns, "prefill", *named, "step", "outside the models"]
     lines = []
     for row in rows:
         parts = row.step_ms
         step = sum(parts.values()) if parts else None
-        figures = [number(parts.get(name), 2) for name in PARTS]
+        figures = [number(parts.get(name), 2) for name in named]
         outside = number(100 * row.outside_share, 0, " %")
         lines.append([*_placed(row, columns), number(row.prefill_ms, 1), *figures, number(step, 2), outside])
     return aligned(header, lines)

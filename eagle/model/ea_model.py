@@ -21,7 +21,7 @@ from eagle.model.call.reference import Call, reference_signature, without_defaul
 from eagle.model.checks.diagnosis import Report, diagnose
 from eagle.model.configs import tree_config
 from eagle.model.decoding import Generation
-from eagle.model.dialects.checkpoint import check_is_no_head, read_config
+from eagle.model.dialects.checkpoint import read_config
 from eagle.model.dialects.weights import HUB_KEYWORDS
 from eagle.model.drafter import Drafter
 from eagle.model.graphs.pool import graph_pool
@@ -130,7 +130,6 @@ class EaModel(Facade, nn.Module):
         _check_options(use_eagle3, compile=compile, cuda_graphs=cuda_graphs)
         hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs and name != "revision"}
         read_config(str(ea_model_path), **hub)  # a missing head is found before minutes of loading
-        check_is_no_head(str(base_model_path))
         base_model = load_base(str(base_model_path), kwargs)
         paths = (str(base_model_path), str(ea_model_path))
         more: dict[str, Any] = {"tree": tree, "compile": compile, "cuda_graphs": cuda_graphs, **hub}

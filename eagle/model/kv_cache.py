@@ -258,7 +258,7 @@ class KVCache(BaseKVCache):
         used = max(self.lengths)
         for number, layer in enumerate(self.layers):
             if layer.is_initialized:
-                cache.update(layer.keys[:, :, :used].clone(), layer.values[:, :, :used].clone(), number)
+                cache.update(layer.keys[:, :, :used], layer.values[:, :, :used], number)  # which copies
         return cache
 
     def rewind(self, length: int, capacity: int) -> None:

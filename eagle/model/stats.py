@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 STAGES = ("draft", "verify", "accept", "commit")
+REPLAY_STAGES = ("capture", "replay", "read")  # of steps on buffers: a replay is one piece to the host
 
 
 @dataclass
@@ -24,8 +25,8 @@ class GenerationStats:
         prefill_seconds: wall time until the first token.
         decode_seconds: wall time of the steps.
         stage_seconds: wall time of the steps' stages, by name; what is missing to `decode_seconds` is the host's
-            bookkeeping. Steps on buffers add "capture", "replay" and "read": a replay is one piece to the host. On an
-            accelerator stages only launch work, unless CUDA_LAUNCH_BLOCKING=1 makes them wait.
+            bookkeeping. Steps on buffers add those of `REPLAY_STAGES`. On an accelerator stages only launch work,
+            unless CUDA_LAUNCH_BLOCKING=1 makes them wait.
     """
 
     prompt_tokens: int = 0

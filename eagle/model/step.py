@@ -37,11 +37,14 @@ class Kept:
         acceptance: the walk.
         counts: path nodes that stay in the caches per row, root included, as these caches count.
         in_place: the paths are known to be 0, 1, 2, ….
+        walked, tokens: the walk, and what every running row emitted up to its end, where the host knows them by then.
     """
 
     acceptance: Acceptance
     counts: Any
     in_place: bool = False
+    walked: HostAcceptance | None = None
+    tokens: Sequence[list[int]] = ()
 
 
 class StepTensors(Protocol):
@@ -76,8 +79,8 @@ class StepTensors(Protocol):
         """Make the bonus tokens the next roots."""
 
 
-def run_step(tensors: StepTensors, shape: TreeConfig | None, stage: Stage) -> DraftTree:
-    """Draft, verify, accept and commit once; return the verified tree.
+def run_step(tensors: StepTensors, shape: TreeConfig | None, stage: Stage) -> tuple[DraftTree, Kept]:
+    """Draft, verify, accept and commit once; return the verified tree and what was kept of it.
 
     Args:
         tensors: what the step works on, and moves on.
@@ -103,7 +106,7 @@ def run_step(tensors: StepTensors, shape: TreeConfig | None, stage: Stage) -> Dr
             assert output.features_BNF is not None
             features_BAF = _along(acceptance.path_BA, output.features_BNF)
             drafter.observe(state, features_BAF, acceptance.tokens_BA, kept.counts)
-    return tree
+    return tree, kept
 
 
 def _along(path_BA: torch.Tensor, features_BNF: torch.Tensor) -> torch.Tensor:
@@ -151,7 +154,6 @@ class Stream:
         self.request, self.rows, self.pads = request, rows, request.pads
         self.running = list(range(len(request.ids_RS)))
         self.roots_B = torch.empty(0, dtype=torch.int64)
-        self._outcome: tuple[HostAcceptance, Sequence[list[int]]] | None = None
 
     def start(self, slots: int, tokens: int) -> None:
         """Make empty caches for the rows that run; they take memory when something is written.
@@ -203,10 +205,10 @@ class Stream:
 
     def run(self, shape: TreeConfig | None, stats: GenerationStats) -> StepOutcome:
         """Take a step; arguments as in `run_step`."""
-        tree = run_step(self, shape, stats.stage)
-        assert self._outcome is not None
+        tree, kept = run_step(self, shape, stats.stage)
+        assert kept.walked is not None
         candidates = self.draft_state.candidates if shape is not None and self.draft_state is not None else None
-        return StepOutcome(tree, *self._outcome, shape, candidates)
+        return StepOutcome(tree, kept.walked, kept.tokens, shape, candidates)
 
     def limited(self, tree: DraftTree) -> DraftTree:
         """Return the tree without what a row may not accept."""
@@ -220,7 +222,6 @@ class Stream:
     def accept(self, tree: DraftTree, logits_BNV: torch.Tensor) -> Kept:
         """Walk on the host, or read what the device has walked, and append what is emitted to the rows."""
         acceptance, walked, tokens = walk(self.request, self.rows, self.running, tree, logits_BNV)
-        self._outcome = walked, tokens
         # A row keeps its root and what it emitted but the last token, which is the next root. Rows that had ended
         # stay where they are; plain decoding moves them along, because `generate` keeps rows in step.
         idle = 1 if self.drafter is None else 0
@@ -228,7 +229,7 @@ class Stream:
         if self.request.lockstep:
             counts = [max(counts)] * len(counts)
         in_place = all(path[:count] == list(range(count)) for path, count in zip(walked.paths, counts, strict=True))
-        return Kept(acceptance, counts, in_place)
+        return Kept(acceptance, counts, in_place, walked, tokens)
 
     def root_at(self, tokens_B: torch.Tensor) -> None:
         """Make the bonus tokens the next roots."""

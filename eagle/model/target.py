@@ -168,8 +168,10 @@ class TargetModel:
         self, ids_BS: torch.Tensor, attention_mask_BS: torch.Tensor | None, cache: BaseKVCache
     ) -> torch.Tensor:
         """Run the prompt and return the logits [B, V] of its last position; arguments as in `prefill`."""
-        *_, (_, output) = self.prefill(ids_BS, attention_mask_BS, cache, None)
-        return output.logits_BNV[:, -1]
+        for _, output in self.prefill(ids_BS, attention_mask_BS, cache, None):
+            last_BV = output.logits_BNV[:, -1]
+            del output
+        return last_BV
 
     @torch.no_grad()
     def verify(self, tree: DraftTree, cache: BaseKVCache, taps: Taps) -> TargetOutput:

@@ -67,7 +67,10 @@ class Checkpoints:
         whole = self._whole()
         if not whole:
             return RunPoint()
-        saved = self._read(whole[-1])
+        try:
+            saved = _document(whole[-1])
+        except ValueError as problem:
+            raise self._damaged(whole[-1], str(problem)) from problem
         made, now = saved["identity"], json.loads(json.dumps(self.identity))
         if others := differing(made, now):
             raise ValueError(f"{self.folder} belongs to a run with {others}: choose another folder, or delete it")
@@ -81,14 +84,8 @@ class Checkpoints:
         logger.info("continuing after step %d", point.step)
         return point
 
-    def _read(self, place: Path) -> dict[str, Any]:
-        """Return what a checkpoint says of itself, its files compared with their checksums."""
-        if problem := _problem(place):
-            raise self._damaged(place, problem)
-        return dict(json.loads((place / RUN).read_text(encoding="utf-8")))
-
     def _damaged(self, place: Path, problem: str) -> ValueError:
-        earlier = next((path for path in reversed(self._whole()) if path < place and not _problem(path)), None)
+        earlier = next((path for path in reversed(self._whole()) if path < place and _is_whole(path)), None)
         rest = f"it goes on from {earlier.name}, which is whole" if earlier is not None else "it begins anew"
         return ValueError(f"{place} is damaged ({problem}): delete it and run the same command again; {rest}")
 
@@ -137,18 +134,30 @@ def _checksum(document: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def _problem(place: Path) -> str | None:
-    """Return why a checkpoint cannot be read, or None."""
+def _document(place: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of itself, its files compared with their checksums.
+
+    Raises:
+        ValueError: why it cannot be read.
+    """
     try:
-        document = json.loads((place / RUN).read_text(encoding="utf-8"))
+        document: dict[str, Any] = json.loads((place / RUN).read_text(encoding="utf-8"))
         RunPoint(**document["point"]), dict(document["identity"])
     except (OSError, ValueError, KeyError, TypeError) as failure:
-        return f"{RUN}: {failure}"
+        raise ValueError(f"{RUN}: {failure}") from failure
     wanted = document.get("files")  # older checkpoints have none
     if wanted is None:
-        return None
+        return document
     if document.pop("checksum", None) != _checksum(document):
-        return f"{RUN} is not what was saved"
+        raise ValueError(f"{RUN} is not what was saved")
     found = {name: value for name, value in file_checksums(place).items() if name != RUN}
-    wrong = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
-    return f"{wrong[0]} is not what was saved" if wrong else None
+    if wrong := [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]:
+        raise ValueError(f"{wrong[0]} is not what was saved")
+    return document
+
+
+def _is_whole(place: Path) -> bool:
+    try:
+        return bool(_document(place))
+    except ValueError:
+        return False

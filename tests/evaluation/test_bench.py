@@ -9,6 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 from places import ROOT
+from synthetic_pairs import synthetic_pair, synthetic_prompt
+from tape import TapeBackend
 
 from eagle import cli
 from eagle.evaluation import bench, curves
@@ -19,7 +21,8 @@ from eagle.evaluation.model_meter import ModelMeter, PeakMemory
 from eagle.evaluation.pairs import load_models, opened
 from eagle.evaluation.plots import check_plotting
 from eagle.evaluation.prompts import batched, of_length, random_prompts
-from eagle.evaluation.report import split_table, table
+from eagle.evaluation.report import parts_of, split_table, table
+from eagle.model.graphs.pool import GraphPool
 from eagle.model.stats import STAGES
 
 NEW = 12
@@ -155,7 +158,7 @@ def test_rounds_alternate_between_methods_after_a_warm_up_of_each():
     assert log == [("generate", a), ("other", a), *once, *once]
 
 
-def test_hooks_stand_only_while_a_probe_is_attached(pair):
+def test_hooks_stand_only_while_a_meter_is_attached(pair):
     base, models = pair
     heads = [model.ea_layer.head for model in models.values()]
     before = hooks(base, *heads)
@@ -167,7 +170,17 @@ def test_hooks_stand_only_while_a_probe_is_attached(pair):
     assert hooks(base, *heads) == before
 
 
-def test_a_probe_counts_outermost_calls_once(pair):
+def test_replayed_steps_have_their_stages_in_the_table(tmp_path):
+    model = synthetic_pair(tmp_path, "eagle3", total_token=14, top_k=4)
+    model.graphs = GraphPool(TapeBackend(), 128)
+    rows = measure(methods(model.base_model, {"EAGLE-2": model}), batched([synthetic_prompt()]), NEW, 1)
+    stages = {row.name: {name for name, ms in row.step_ms.items() if ms > 0} for row in rows}
+    assert stages["EAGLE-2"] >= {"replay", "read"}
+    assert {"replay", "read"} <= set(split_table(rows).splitlines()[0].split())
+    assert parts_of(rows[:1]) == [*STAGES, "host"]
+
+
+def test_a_meter_counts_outermost_calls_once(pair):
     base, models = pair
     meter, ids = ModelMeter(base, models.values()), torch.ones(1, 4, dtype=torch.int64)
     with meter.attached(), torch.no_grad():

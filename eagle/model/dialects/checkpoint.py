@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from eagle.files import is_local, whole_file, write_text
+from eagle.files import whole_file, write_text
 from eagle.model.configs import EConfig
 from eagle.model.dialects.fields import head_config_from
-from eagle.model.dialects.weights import read_fields, read_weights, tensor_names
+from eagle.model.dialects.weights import read_fields, read_weights
 from eagle.model.head import DraftHead, Eagle3Head, EagleHead
 
 logger = logging.getLogger(__name__)
@@ -153,19 +153,6 @@ def _check_layers(config: EConfig, state: Mapping[str, torch.Tensor], is_eagle3:
         )
 
 
-def check_is_no_head(path: str) -> None:
-    """Refuse a draft head where a base model is wanted: it would load as a model of random weights.
-
-    Raises:
-        ValueError: the folder holds a head.
-    """
-    names = tensor_names(path) if is_local(path) else []
-    if "fc.weight" in names and not any(name.startswith("model.") for name in names):
-        raise ValueError(
-            f"{path!r} holds a draft head, not a base model: are base_model_path and ea_model_path exchanged?"
-        )
-
-
 def check_embeddings(head: DraftHead, target: Any) -> None:
     """Say so where a head's own embeddings have nothing to do with its target's, of which trainers take a copy."""
     mine, theirs = getattr(head, "embed_tokens", None), getattr(target.get_input_embeddings(), "weight", None)
@@ -190,9 +177,9 @@ def share(head: DraftHead, target: Any) -> None:
     Only the storage is shared: moving the head, or giving it another dtype, leaves the target alone, and so does
     loading other weights into it.
     """
-    doors = {"embed_tokens": target.get_input_embeddings(), "lm_head": target.get_output_embeddings()}
-    for name, door in doors.items():
-        mine, theirs = getattr(head, name, None), getattr(door, "weight", None)
+    modules = {"embed_tokens": target.get_input_embeddings(), "lm_head": target.get_output_embeddings()}
+    for name, module in modules.items():
+        mine, theirs = getattr(head, name, None), getattr(module, "weight", None)
         if mine is None or not isinstance(theirs, torch.Tensor) or theirs.is_meta:
             continue
         kinds = [(type(weight.data), weight.shape, weight.dtype, weight.device) for weight in (mine.weight, theirs)]

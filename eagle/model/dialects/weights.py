@@ -86,7 +86,7 @@ def tensor_names(path: str) -> list[str]:
         if found.suffix == ".safetensors":
             with safe_open(found, "pt") as file:
                 return list(file.keys())
-        return list(_unwrapped(torch.load(found, map_location="meta", weights_only=True)) or ())
+        return list(_unwrapped(torch.load(found, map_location="cpu", weights_only=True, mmap=True)) or ())
     except (OSError, SafetensorError, UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError):
         return []  # whoever wants the tensors themselves will say what is wrong with them
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
 from eagle.files import is_local
+from eagle.model.dialects.weights import tensor_names
 from eagle.model.kinds import shown
 from eagle.model.support.properties import ATTENTION
 
@@ -22,11 +23,18 @@ def load_base(path: str, kwargs: dict[str, Any]) -> Any:
 
     Raises:
         FileNotFoundError: the path is neither a folder nor a Hub id.
-        ValueError: an attention implementation that cannot carry a tree, or arguments that transformers refuses.
+        ValueError: a draft head, an attention implementation that cannot carry a tree, or arguments that transformers
+            refuses.
         TypeError: a keyword that neither eagle nor transformers knows.
     """
     if not path or (is_local(path) and not Path(path).is_dir()):
         raise FileNotFoundError(f"{path!r} is neither a folder nor a Hub repository id")
+    names = tensor_names(path) if is_local(path) else []
+    if "fc.weight" in names and not any(name.startswith("model.") for name in names):
+        # It would load as a model of random weights.
+        raise ValueError(
+            f"{path!r} holds a draft head, not a base model: are base_model_path and ea_model_path exchanged?"
+        )
     wanted = kwargs.get("attn_implementation")
     if wanted is not None and wanted not in ATTENTION:
         raise ValueError(f"attn_implementation={wanted!r} reads a tree mask as padding; use one of {ATTENTION}")
