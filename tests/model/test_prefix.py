@@ -145,6 +145,7 @@ def test_plain_decoding_reuses_too_and_another_model_s_prefix_is_never_taken(tmp
     assert torch.equal(said, generate_ids(other.base_model, ids, torch.ones_like(ids), 5))
 
 
+@pytest.mark.contract
 def test_keys_of_one_side_of_a_rotary_switch_never_serve_the_other(tmp_path):
     model = ea_model(tmp_path, "phi3")
     ids = prompts(model.base_model, 1, S)[0]
