@@ -1,7 +1,6 @@
 """Answers that the target writes itself: its own ids, whatever the batches, the head and the interruptions."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from places import PAIR, ROOT
+from places import PAIR, ROOT, environment
 from references import generate_ids
 from safetensors import safe_open
 from transformers import GenerationConfig
@@ -160,7 +159,7 @@ made([sys.argv[1]], sys.argv[2], Path(sys.argv[3]), temperature=float(sys.argv[4
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_killed_run_goes_on_to_the_same_bytes(rows, target, whole, tmp_path, temperature):
     command = [sys.executable, "-c", KILLED, *rows, target, str(tmp_path / "out"), str(temperature)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["shard_00000.safetensors"]
     with pytest.raises(ValueError, match=r"out was made with regeneration=.*choose another folder"):

@@ -2,10 +2,8 @@
 
 import copy
 import inspect
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from accelerate import cpu_offload
 from architectures import ARCHITECTURES, LONGROPE_SWITCH, base_model, prompts
 from contract import contract
 from pairs import ea_model
+from places import PAIR, environment
 from references import generate_ids
 from transformers import Cache, GenerationMixin, LlamaForCausalLM, Phi3ForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -24,7 +23,6 @@ from eagle.model.support import releases
 from eagle.model.support.properties import CACHE_NAMES, cache_keyword, cache_of, generate_forgets, rope_switch
 from eagle.model.target import TargetModel
 
-ROOT = Path(eagle.__file__).parents[1]
 NEW = 12
 OWN_NAME = next(name for name in CACHE_NAMES if name in inspect.signature(LlamaForCausalLM.forward).parameters)
 pytestmark = pytest.mark.contract
@@ -176,15 +174,15 @@ for head in ("eagle_head", "eagle3_head"):
 
 
 def test_a_user_sees_no_warning_of_transformers(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    environment.pop("TRANSFORMERS_VERBOSITY", None)
+    variables = environment()
+    variables.pop("TRANSFORMERS_VERBOSITY", None)
     # A pad token, which the shipped tokenizer has not, would be the test's own affair.
     script = EVERYTHING.replace("    ids = model", "    model.tokenizer.pad_token_id = 0\n    ids = model", 1)
     done = subprocess.run(
-        [sys.executable, "-c", script, ROOT / "examples" / "tiny_pair"],
+        [sys.executable, "-c", script, PAIR],
         capture_output=True,
         text=True,
-        env=environment,
+        env=variables,
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
