@@ -23,7 +23,8 @@ ORDER = """
     eagle.model.call: inputs settings prepare reference output facade
     eagle.model.checks: self_check diagnosis
     eagle.model: utils pair ea_model
-    eagle.data: answers rows sources samples tensor_files shards folder features batches regenerate maker preparation __main__
+    eagle.data: answers rows sources samples tensor_files shards folder writer features batches
+    eagle.data: answer_file regenerate interview maker preparation __main__
     eagle.ge_data: disk plan target_embeddings shards allocation
     eagle.train: settings configure train_batches optimizers heads teachers sources
     eagle.train: ttt_attention training_time_test losses recipe

@@ -10,18 +10,22 @@ writes what it would have written at once.
 import argparse
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from eagle.chat import Template, choose_template
-from eagle.data.folder import SUMMARY, Counts, Prepared, Writer, check_settings, read_summary, vocabulary_hash
+from eagle.data.answer_file import ANSWERS, AnswerFile
+from eagle.data.folder import SUMMARY, Counts, Prepared, check_settings, read_summary, vocabulary_hash
+from eagle.data.interview import Interview
 from eagle.data.maker import Maker
 from eagle.data.regenerate import DTYPES, AnswerGenerator, Regeneration
-from eagle.data.sources import Raw, files_of, read
+from eagle.data.sources import Raw, contents_of, files_of, read
+from eagle.data.writer import Writer, fixed
 from eagle.model.support.loading import load_tokenizer
 
 SHARD_TOKENS = 1 << 22  # 20 MB; an interrupted run loses at most one shard
@@ -61,32 +65,58 @@ def prepare(
         FileNotFoundError, ImportError: see `eagle.data.sources.read`, `eagle.chat.choose_template` and
             `eagle.data.regenerate.AnswerGenerator`.
         ValueError: sources without a usable row, a bad row with `strict`, conversations without a template, a folder
-            made with other settings, a length below its least value, or a target that cannot answer.
+            made with other settings or of other rows, a length below its least value, or a target that cannot answer.
     """
     chosen = choose_template(tokenizer, template)
-    asked = {"max_length": max_length, "limit": limit, "by_paragraph": by_paragraph}
-    settings = _settings(sources, tokenizer, target, chosen, asked, regeneration)
-    if (done := _finished(folder, settings)) is not None:
+    asked = {"max_length": max_length, "limit": limit}
+    settings = _settings(tokenizer, target, chosen, asked, regeneration) | {"by_paragraph": by_paragraph}
+    origin = {"limit": limit, "sources": [content for source in sources for content in contents_of(source)]}
+    if (done := _finished(folder, settings, origin)) is not None:
         logger.info("%s is already there", folder)
         return done
-    writer = Writer(folder, settings)
+    cut: dict[str, Any] = {"rows": regeneration.shard_rows} if regeneration else {"tokens": shard_tokens}
+    writer = Writer(folder, settings, **cut)
+    rows = writer.keep(_rows(sources, by_paragraph, limit), may_change=regeneration is not None)
     if strict and writer.counts.skipped:
         raise ValueError(writer.counts.skips)
-    author = AnswerGenerator(target, regeneration, tokenizer, chosen, max_length) if regeneration and chosen else None
-    maker = Maker(tokenizer, chosen, author, max_length, strict)
-    together, least = (regeneration.shard_rows, 0) if regeneration else (1, shard_tokens)
-    rows = islice(chain.from_iterable(read(source, by_paragraph=by_paragraph) for source in sources), limit)
-    for group in _groups(rows, writer, together, limit):
-        maker.add(group, writer)
-        if writer.held_tokens >= least:
-            writer.write()
+    if writer.shards:
+        logger.info("continuing after %d shards, %d rows", writer.shards, writer.counts.rows)
+    maker = Maker(tokenizer, chosen, regeneration is not None, max_length, strict)
+    total = limit if regeneration is None else _count(sources, by_paragraph, limit)
+    with tqdm(initial=writer.counts.rows, total=total, unit=" rows", mininterval=1, miniters=0) as bar:
+        entries = map(maker.entry, count(writer.counts.rows), rows)
+        if regeneration is not None and chosen is not None:
+            with closing(AnswerFile(folder / ANSWERS, _made(settings))) as answers:
+                author = AnswerGenerator(target, regeneration, tokenizer, chosen, max_length)
+                interview = Interview(author, answers, tokenizer, chosen, drop_loops=regeneration.drop_loops, bar=bar)
+                interview.run(entries, lambda entry: maker.add(entry, writer))
+        else:
+            for entry in entries:
+                maker.add(entry, writer)
+                bar.update(1)
     if not writer.counts.samples:
         raise ValueError(f"no usable row in {', '.join(sources)}: {writer.counts.skips}")
-    writer.finish()
+    writer.finish(origin)
     return Prepared(folder)
 
 
-def _finished(folder: Path, settings: dict[str, Any]) -> Prepared | None:
+def _rows(sources: Sequence[str], by_paragraph: bool, limit: int | None) -> Iterator[Raw]:
+    return islice(chain.from_iterable(read(source, by_paragraph=by_paragraph) for source in sources), limit)
+
+
+def _count(sources: Sequence[str], by_paragraph: bool, limit: int | None) -> int | None:
+    """Return how many rows there are, None where that is not known without loading them."""
+    if any(files_of(source) is None for source in sources):
+        return limit
+    return sum(1 for _ in _rows(sources, by_paragraph, limit))
+
+
+def _made(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides an answer besides its question."""
+    return {name: value for name, value in fixed(settings).items() if name != "by_paragraph"}
+
+
+def _finished(folder: Path, settings: dict[str, Any], origin: dict[str, Any]) -> Prepared | None:
     """Return a folder that is finished and whole; None where something is still to be made.
 
     Raises:
@@ -94,7 +124,10 @@ def _finished(folder: Path, settings: dict[str, Any]) -> Prepared | None:
     """
     if not (folder / SUMMARY).exists():
         return None
-    check_settings(folder, read_summary(folder), settings)
+    made = read_summary(folder)
+    check_settings(folder, made, fixed(settings))
+    if any(made.get(name) != value for name, value in settings.items()) or not _same(made, origin):
+        return None
     done = Prepared(folder)
     if done.missing:
         return None
@@ -103,15 +136,25 @@ def _finished(folder: Path, settings: dict[str, Any]) -> Prepared | None:
     return done
 
 
+def _same(made: dict[str, Any], origin: dict[str, Any]) -> bool:
+    """Tell whether a folder was made of the same contents; of those of old formats, of files of the same times."""
+    if made.get("limit") != origin["limit"] or len(made.get("sources", [])) != len(origin["sources"]):
+        return False
+    pairs = zip(made["sources"], origin["sources"], strict=True)
+    return all(_same_content(then, now) for then, now in pairs)
+
+
+def _same_content(then: dict[str, Any], now: dict[str, Any]) -> bool:
+    if "modified_ns" in then and "bytes" in now:
+        found = Path(now["name"]).stat()
+        return (then["name"], then["bytes"], then["modified_ns"]) == (now["name"], now["bytes"], found.st_mtime_ns)
+    return then.get("sha256", then["name"]) == now.get("sha256", now["name"])
+
+
 def _settings(
-    sources: Sequence[str],
-    tokenizer: Any,
-    target: str,
-    template: Template | None,
-    asked: dict[str, Any],
-    regeneration: Regeneration | None,
+    tokenizer: Any, target: str, template: Template | None, asked: dict[str, Any], regeneration: Regeneration | None
 ) -> dict[str, Any]:
-    """Check the lengths asked for and return all that decides what a folder holds."""
+    """Check the lengths asked for and return what decides what becomes of a row."""
     for name, least in (("max_length", 2), ("limit", 1)):
         if asked[name] is not None and asked[name] < least:
             raise ValueError(f"{name}={asked[name]} must be at least {least}")
@@ -120,30 +163,10 @@ def _settings(
         "template": template.name if template else None,
         "vocabulary": max(tokenizer.get_vocab().values()) + 1,
         "vocabulary_hash": vocabulary_hash(tokenizer),
-        **asked,
+        "max_length": asked["max_length"],
         "regeneration": regeneration.identity if regeneration else None,
-        "sources": [described for source in sources for described in _described(source)],
+        **({"drop_loops": regeneration.drop_loops} if regeneration else {}),
     }
-
-
-def _described(source: str) -> list[dict[str, Any]]:
-    """Return what tells a source from another one: its files, their sizes and times."""
-    files = files_of(source)
-    if files is None:
-        return [{"name": source}]
-    return [{"name": str(f), "bytes": f.stat().st_size, "modified_ns": f.stat().st_mtime_ns} for f in files]
-
-
-def _groups(rows: Iterable[Raw], writer: Writer, size: int, total: int | None) -> Iterator[list[Raw]]:
-    """Yield the rows that no shard has yet, so many at a time, and show the progress."""
-    done = writer.counts.rows
-    if done:
-        logger.info("continuing after %d shards, %d rows", writer.shards, done)
-    rest = islice(rows, done, None)
-    with tqdm(initial=done, total=total, unit=" rows", mininterval=1) as bar:
-        while group := list(islice(rest, size)):
-            yield group
-            bar.update(len(group))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,17 +6,17 @@ the place of the conversations alone, never on when a run was interrupted.
 Shapes: B prompts of a batch, S tokens of the longest.
 """
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import GenerationConfig
 
 from eagle.chat import Message, RowError, Template, from_the_user
+from eagle.data.answers import Answer, Question
 from eagle.data.samples import Sample, conversation_samples, prompt_ids
 from eagle.model.ea_model import EaModel
 from eagle.model.support.loading import load_base
@@ -49,6 +49,7 @@ class Regeneration:
     seed: int = 0
     dtype: str = "auto"
     shard_rows: int = 256
+    drop_loops: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -63,7 +64,7 @@ class Regeneration:
     def identity(self) -> dict[str, Any]:
         """What decides which answers are written: not the head, and without sampling not the batches."""
         always = {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens, "dtype": self.dtype}
-        sampled = {"seed": self.seed, "batch_size": self.batch_size, "shard_rows": self.shard_rows}
+        sampled = {"seed": self.seed, "batch_size": self.batch_size}
         return always | (sampled if self.temperature else {})
 
 
@@ -79,19 +80,19 @@ class Dialogue:
     """
 
     def __init__(self, messages: Sequence[Message]) -> None:
-        self.messages = list(from_the_user(messages))
+        self.messages = list(_with_places(from_the_user(messages)))
         self.samples: list[Sample] = []
         self.reason: str | None = None
         self.prompt: list[int] = []
         self._place = -1
         self._go_on()
         if self.reason is not None:
-            self.reason = "no assistant turn after a user's"
+            self.reason = "no user turn"
 
     @property
-    def open_turns(self) -> int:
-        """Answers that may still come."""
-        return 0 if self.reason else sum(m["role"] == "assistant" for m in self.messages[self._place :])
+    def asked(self) -> list[Message]:
+        """The messages that the next answer is given to."""
+        return self.messages[: self._place]
 
     def said(self) -> list[Sample]:
         """Return the samples.
@@ -154,7 +155,8 @@ class AnswerGenerator:
     def __init__(
         self, target: str, regeneration: Regeneration, tokenizer: Any, template: Template, max_length: int | None
     ) -> None:
-        self.regeneration, self.tokenizer, self.template = regeneration, tokenizer, template
+        self.regeneration, self.tokenizer = regeneration, tokenizer
+        self.tokens_made: Callable[[int], None] | None = None
         options: dict[str, Any] = {"dtype": regeneration.dtype}
         if torch.cuda.is_available():
             options["device_map"] = "auto"
@@ -189,51 +191,33 @@ class AnswerGenerator:
             **sampling,
         )
 
-    def answered(self, conversations: Sequence[Sequence[Message]], place: int) -> list[Dialogue]:
-        """Answer conversations turn by turn, those of similar lengths side by side.
+    def write(self, take: Callable[[], Question | None]) -> Iterator[Answer]:
+        """Yield answers, several questions at a time; see `eagle.data.answers.Author`."""
+        while batch := list(islice(iter(take, None), self.regeneration.batch_size)):
+            yield from self._answers(batch)
 
-        Args:
-            conversations: those of one shard.
-            place: where they begin among all rows; sampling is seeded by it.
-
-        Returns:
-            one for each, at its end.
-        """
-        dialogues = [Dialogue(messages) for messages in conversations]
-        turns = sum(dialogue.open_turns for dialogue in dialogues)
-        with tqdm(total=turns, unit=" answers", leave=False, mininterval=1) as bar:
-            began, tokens, turn = time.perf_counter(), 0, 0
-            while asking := self._asking(dialogues):
-                for number, batch in enumerate(_cut(asking, self.regeneration.batch_size)):
-                    tokens += self._answer(batch, [self.regeneration.seed, place, turn, number])
-                    bar.set_postfix_str(f"{tokens / (time.perf_counter() - began):,.0f} tokens/s", refresh=False)
-                    bar.update(turns - bar.n - sum(dialogue.open_turns for dialogue in dialogues))
-                turn += 1
-        return dialogues
-
-    def _asking(self, dialogues: Sequence[Dialogue]) -> list[Dialogue]:
-        """Return the dialogues that want an answer, shortest prompt first."""
-        for dialogue in dialogues:
-            if dialogue.reason is None:
-                dialogue.ask(self.tokenizer, self.template)
-            if dialogue.reason is None and self.longest is not None and len(dialogue.prompt) > self.longest:
-                dialogue.reason = f"a question after {self.longest} tokens leaves no room for an answer"
-        return sorted((one for one in dialogues if one.reason is None), key=lambda one: len(one.prompt))
-
-    def _answer(self, batch: Sequence[Dialogue], seed: list[int]) -> int:
-        """Answer one turn of some dialogues and return how many tokens that took."""
-        ids_BS, mask_BS = _left_padded([dialogue.prompt for dialogue in batch], self.ends[0], self.model.device)
+    def _answers(self, batch: Sequence[Question]) -> Iterator[Answer]:
+        ids_BS, mask_BS = _left_padded([question.prompt for question in batch], self.ends[0], self.model.device)
+        first = batch[0]
+        seed = [self.regeneration.seed, int(first.key, 16), first.turn]
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
             out = self.model.generate(ids_BS, attention_mask=mask_BS, generation_config=self.config)
         answers = out[:, ids_BS.shape[1] :].tolist()
-        for dialogue, ids in zip(batch, answers, strict=True):
+        for question, ids in zip(batch, answers, strict=True):
             end = next((place for place, token in enumerate(ids) if token in self.ends), None)
             said = ids[:end]
             # Without the spaces around it, as FastChat hands an answer on: templates write their own.
             text = self.tokenizer.decode(said, skip_special_tokens=True).strip()
-            dialogue.add_answer(said if end is None else ids[: end + 1], text, end is not None)
-        return sum(map(len, answers))
+            yield Answer(question, said if end is None else ids[: end + 1], text, end is not None)
+
+
+def _with_places(messages: Sequence[Message]) -> Iterator[Message]:
+    """Give every question a place for its answer."""
+    for message, following in zip(messages, [*messages[1:], None], strict=False):
+        yield message
+        if message["role"] == "user" and (following is None or following["role"] == "user"):
+            yield {"role": "assistant", "content": ""}
 
 
 def ends_of(defaults: GenerationConfig, tokenizer: Any, template: Template) -> list[int]:
@@ -246,10 +230,6 @@ def ends_of(defaults: GenerationConfig, tokenizer: Any, template: Template) -> l
         return ends
     last = int(sample.ids[sample.mask][-1])
     return ends if last in ends or last not in tokenizer.get_added_vocab().values() else [*ends, last]
-
-
-def _cut(dialogues: Sequence[Dialogue], size: int) -> Iterator[Sequence[Dialogue]]:
-    return (dialogues[start : start + size] for start in range(0, len(dialogues), size))
 
 
 def _left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
