@@ -24,7 +24,7 @@ ORDER = """
     eagle.model.checks: self_check diagnosis
     eagle.model: utils pair ea_model
     eagle.data: answers rows sources samples tensor_files shards folder writer features batches
-    eagle.data: answer_file regenerate interview maker preparation __main__
+    eagle.data: answer_file regenerate endpoint processes author_choice interview maker preparation command __main__
     eagle.ge_data: disk plan target_embeddings shards allocation
     eagle.train: settings configure train_batches optimizers heads teachers sources
     eagle.train: ttt_attention training_time_test losses recipe
@@ -38,7 +38,7 @@ LINES = [line.strip().split(": ") for line in ORDER.strip().splitlines()]
 NAMES = [f"{folder}.{name}" for folder, names in LINES for name in names.split()]
 PLACES = {name: place for place, name in enumerate(NAMES)}
 # What data may know of the model: how it is loaded, and in one file how it answers.
-DATA_KNOWS = {"preparation": {"loading"}, "regenerate": {"ea_model", "loading", "properties"}}
+DATA_KNOWS = {"command": {"loading"}, "regenerate": {"ea_model", "loading", "properties"}}
 EDGES = ("train", "evaluation", "ge_data")
 FILES = sorted(ROOT.rglob("*.py"))
 

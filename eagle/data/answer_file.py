@@ -114,6 +114,11 @@ class AnswerFile:
         self._end += len(line)
 
 
+def written(path: Path) -> int:
+    """Return how many answers a file has."""
+    return max(0, sum(1 for _ in _whole_lines(path)) - 1)
+
+
 def _whole_lines(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         yield from (line for line in file if line.endswith(b"\n"))

@@ -8,6 +8,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -113,7 +114,7 @@ class EndpointAuthor:
                 answer = given.get()
                 waiting -= 1
                 if isinstance(answer, Answer):
-                    yield answer
+                    yield self._with_ids(answer)  # here: one tokenizer does not work for several threads
                 elif failure is None:
                     failure = answer
                     self._stopped.set()  # nothing is tried again
@@ -124,12 +125,17 @@ class EndpointAuthor:
         if failure is not None:
             raise failure
 
-    def _work(self, asked: "queue.SimpleQueue[Question | None]", given: "queue.SimpleQueue[Answer | Exception]") -> None:
+    def _work(
+        self, asked: "queue.SimpleQueue[Question | None]", given: "queue.SimpleQueue[Answer | Exception]"
+    ) -> None:
         while (question := asked.get()) is not None:
+            answer: Answer | Exception = RuntimeError("a thread has died")
             try:
-                given.put(self._answer(question))
-            except Exception as failure:  # whatever it is, it ends the run there and not a thread here
-                given.put(failure)
+                answer = self._answer(question)
+            except (OSError, ValueError) as failure:
+                answer = failure
+            finally:
+                given.put(answer)
 
     def _answer(self, question: Question) -> Answer:
         room = self.max_new_tokens
@@ -149,10 +155,13 @@ class EndpointAuthor:
             raise ValueError(
                 f"{self.url} takes thoughts out of what the model says: start the server without a reasoning parser"
             )
-        ids = self._ids(question, text, ended)
+        return Answer(question, [], text, ended)
+
+    def _with_ids(self, answer: Answer) -> Answer:
+        ids = self._ids(answer.question, answer.text, answer.ended)
         if self.tokens_made is not None:
             self.tokens_made(len(ids))
-        return Answer(question, ids, text, ended)
+        return replace(answer, ids=ids)
 
     def _ids(self, question: Question, text: str, ended: bool) -> list[int]:
         """Return the ids of an answer as the template writes it, without its end where it came to none."""
@@ -200,10 +209,12 @@ class EndpointAuthor:
             wait = self.wait * 2 ** (number - 1)
             try:
                 answer = self._client.request(method, f"{self.url}/{path}", json=body)
+            except httpx.InvalidURL as failure:
+                raise ValueError(f"--endpoint {self.url} is no URL: {failure}") from failure
             except httpx.TransportError as failure:
                 why = str(failure) or type(failure).__name__
             else:
-                if answer.status_code != 429 and answer.status_code < 500 or answer.status_code in NO_LIST:
+                if (answer.status_code != 429 and answer.status_code < 500) or answer.status_code in NO_LIST:
                     return self._read(answer)
                 why = f"status {answer.status_code}, {_short(answer.text)}"
                 wait = max(wait, _seconds(answer.headers.get("retry-after")))

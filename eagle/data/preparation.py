@@ -1,15 +1,9 @@
-"""Training data: conversations and documents in, token ids with a loss mask out, in a folder.
+"""Sources into a folder of samples: what is there is kept, what is missing is made.
 
-    python -m eagle.data SOURCE... --tokenizer BASE --out FOLDER [--regenerate]
-
-A source is a .json, .jsonl, .txt or .parquet file, a folder of them, or a name of `datasets`. With `--regenerate` the
-target writes the answers itself. Interrupted, by any signal, the same command goes on after the last whole shard and
-writes what it would have written at once.
+Knows the order of the work; every part of it is in a file of its own.
 """
 
-import argparse
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import chain, count, islice
@@ -20,13 +14,13 @@ from tqdm import tqdm
 
 from eagle.chat import Template, choose_template
 from eagle.data.answer_file import ANSWERS, AnswerFile
-from eagle.data.folder import SUMMARY, Counts, Prepared, check_settings, read_summary, vocabulary_hash
+from eagle.data.author_choice import author_of
+from eagle.data.folder import SUMMARY, Prepared, check_settings, read_summary, vocabulary_hash
 from eagle.data.interview import Interview
 from eagle.data.maker import Maker
-from eagle.data.regenerate import DTYPES, AnswerGenerator, Regeneration
+from eagle.data.regenerate import Regeneration
 from eagle.data.sources import Raw, contents_of, files_of, read
 from eagle.data.writer import Writer, fixed
-from eagle.model.support.loading import load_tokenizer
 
 SHARD_TOKENS = 1 << 22  # 20 MB; an interrupted run loses at most one shard
 logger = logging.getLogger(__name__)
@@ -87,7 +81,7 @@ def prepare(
         entries = map(maker.entry, count(writer.counts.rows), rows)
         if regeneration is not None and chosen is not None:
             with closing(AnswerFile(folder / ANSWERS, _made(settings))) as answers:
-                author = AnswerGenerator(target, regeneration, tokenizer, chosen, max_length)
+                author = author_of(target, regeneration, tokenizer, template, max_length)
                 interview = Interview(author, answers, tokenizer, chosen, drop_loops=regeneration.drop_loops, bar=bar)
                 interview.run(entries, lambda entry: maker.add(entry, writer))
         else:
@@ -167,72 +161,3 @@ def _settings(
         "regeneration": regeneration.identity if regeneration else None,
         **({"drop_loops": regeneration.drop_loops} if regeneration else {}),
     }
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(prog="python -m eagle.data", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("sources", nargs="+", help=".json, .jsonl, .txt or .parquet, folders, names of datasets")
-    parser.add_argument("--tokenizer", required=True, help="folder or Hub id of the target")
-    parser.add_argument("--out", type=Path, required=True, help="where the data goes")
-    parser.add_argument("--template", help="FastChat template; default: the tokenizer's chat template")
-    parser.add_argument("--max-length", type=int, help="tokens at which conversations and documents are cut")
-    parser.add_argument("--limit", type=int, help="rows to read")
-    parser.add_argument("--by-paragraph", action="store_true", help="text files: a document ends at a blank line")
-    parser.add_argument("--strict", action="store_true", help="stop at the first row that cannot be used")
-    answers = parser.add_argument_group("answers by the target")
-    answers.add_argument("--regenerate", action="store_true", help="the target writes all answers itself")
-    answers.add_argument("--ea-model-path", help="a head of the target: the same answers in less time")
-    answers.add_argument("--temperature", type=float, help="of the answers; default: 0, greedy")
-    answers.add_argument("--max-new-tokens", type=int, help="most tokens of an answer; default: 512")
-    answers.add_argument("--batch-size", type=int, help="answers that are written side by side; default: 8")
-    answers.add_argument("--seed", type=int, help="of sampling; default: 0")
-    answers.add_argument("--dtype", choices=DTYPES, help="of the target; default: auto, the one it was saved in")
-    return parser
-
-
-def _regeneration(args: argparse.Namespace) -> Regeneration | None:
-    names = ("ea_model_path", "temperature", "max_new_tokens", "batch_size", "seed", "dtype")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    if given and not args.regenerate:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise ValueError(f"{flags}: of use with --regenerate alone")
-    return Regeneration(**given) if args.regenerate else None
-
-
-def report(data: Prepared) -> str:
-    """Say what a folder holds, in a few lines."""
-    made = data.summary
-    counts = Counts(**{name: made[name] for name in Counts.__dataclass_fields__})
-    lines = [
-        f"{data.folder}: {counts.samples:,} samples in {made['shards']} shards, from {counts.rows:,} rows",
-        f"{counts.tokens:,} tokens, {counts.loss_tokens / counts.tokens:.1%} of them in the loss",
-    ]
-    if made["template"]:
-        lines.append(f"template: {made['template']}")
-    if made.get("regeneration"):
-        how = ", ".join(f"{name}={value}" for name, value in made["regeneration"].items())
-        lines.append(f"answers by {made['target']}: {how}")
-    if counts.truncated:
-        lines.append(f"{counts.truncated:,} rows cut to {made['max_length']} tokens")
-    if counts.skipped:
-        lines.append(counts.skips)
-    return "".join(line.encode(errors="backslashreplace").decode() + "\n" for line in lines)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Prepare a folder and print what it holds."""
-    command = parser()
-    args = command.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options: dict[str, Any] = {
-        name: getattr(args, name) for name in ("template", "max_length", "limit", "strict", "by_paragraph")
-    }
-    try:
-        options["regeneration"] = _regeneration(args)
-        tokenizer = load_tokenizer(args.tokenizer)
-        data = prepare(args.sources, tokenizer, args.out, target=args.tokenizer, **options)
-    except (ValueError, NotImplementedError, OSError, ImportError) as refusal:
-        command.error(str(refusal).partition("\n")[0])
-    sys.stdout.write(report(data))
-    return 0

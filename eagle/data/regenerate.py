@@ -36,7 +36,12 @@ class Regeneration:
         batch_size: answers that are written side by side.
         seed: of sampling.
         dtype: of the target; "auto" is the one it was saved in.
-        shard_rows: rows whose answers are written together; an interrupted run loses at most those.
+        shard_rows: rows of a shard.
+        drop_loops: leave out answers that repeat themselves without end; a conversation ends before one.
+        processes: that answer, each with a copy of the target.
+        endpoint: URL of a server that answers instead.
+        model: what that server calls the target.
+        concurrency: questions that it is asked at once.
 
     Raises:
         ValueError: a value out of range.
@@ -50,20 +55,38 @@ class Regeneration:
     dtype: str = "auto"
     shard_rows: int = 256
     drop_loops: bool = False
+    processes: int = 1
+    endpoint: str | None = None
+    model: str | None = None
+    concurrency: int = 32
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
             raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or more")
-        for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("seed", 0), ("shard_rows", 1)):
+        for name, least in (
+            ("max_new_tokens", 1),
+            ("batch_size", 1),
+            ("seed", 0),
+            ("shard_rows", 1),
+            ("processes", 1),
+            ("concurrency", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        if (self.endpoint is None) != (self.model is None):
+            raise ValueError("--endpoint URL and --model NAME go together")
+        if self.endpoint is not None and (self.ea_model_path is not None or self.processes > 1 or self.dtype != "auto"):
+            raise ValueError(
+                "--endpoint: the server writes the answers, without --ea-model-path, --processes and --dtype"
+            )
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides which answers are written: not the head, and without sampling not the batches."""
-        always = {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens, "dtype": self.dtype}
+        always: dict[str, Any] = {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
+        always |= {"dtype": self.dtype} if self.endpoint is None else {"model": self.model}
         sampled = {"seed": self.seed, "batch_size": self.batch_size}
         return always | (sampled if self.temperature else {})
 
@@ -153,12 +176,20 @@ class AnswerGenerator:
     """
 
     def __init__(
-        self, target: str, regeneration: Regeneration, tokenizer: Any, template: Template, max_length: int | None
+        self,
+        target: str,
+        regeneration: Regeneration,
+        tokenizer: Any,
+        template: Template,
+        max_length: int | None,
+        device: str | None = None,
     ) -> None:
         self.regeneration, self.tokenizer = regeneration, tokenizer
         self.tokens_made: Callable[[int], None] | None = None
         options: dict[str, Any] = {"dtype": regeneration.dtype}
-        if torch.cuda.is_available():
+        if device is not None:
+            options["device_map"] = {"": device}
+        elif torch.cuda.is_available():
             options["device_map"] = "auto"
         head = regeneration.ea_model_path
         self.model: Any = (

@@ -151,7 +151,7 @@ def test_a_folder_that_lost_a_shard_says_so_and_its_document_is_not_believed(who
     document.write_text(text.replace('"samples": 12', '"samples": 11'))
     with pytest.raises(ValueError, match="is not what was written"):
         contents(folder)
-    document.write_text(text.replace('"samples": 12', '"samples": 11').replace('"format": 2', '"format": 1'))
+    document.write_text(text.replace('"samples": 12', '"samples": 11').replace('"format": 3', '"format": 1'))
     with pytest.raises(ValueError, match="samples=12, now 11"):
         contents(folder)
     document.write_text(text[:-9])
@@ -168,7 +168,7 @@ def test_files_of_before_there_were_checksums_are_read(whole, tmp_path):
         want, folder = contents(whole / name), copied(whole, tmp_path, name)
         for path in files_of(folder):
             save_file(load_file(path), path, {"about": "{}"})
-        (folder / document).write_text((folder / document).read_text().replace('"format": 2', '"format": 1'))
+        (folder / document).write_text((folder / document).read_text().replace('"format": 3', '"format": 1'))
         if name == "features":
             (folder / "target_embeddings.safetensors").rename(folder / "doors.safetensors")
         assert equal(contents(folder), want)
