@@ -196,7 +196,7 @@ class EndpointAuthor:
         found = models[self.model]
         return found if isinstance(found, int) else None
 
-    def _sent(self, method: str, path: str, body: dict[str, Any] | None, tries: int = TRIES) -> Any:
+    def _sent(self, method: str, path: str, body: dict[str, Any] | None, tries: int | None = None) -> Any:
         """Send a request until it is answered, and return the JSON of that.
 
         Raises:
@@ -205,6 +205,7 @@ class EndpointAuthor:
             PermissionError: it wants a key.
             ValueError: it refuses the request, or does not answer in JSON.
         """
+        tries = tries or TRIES
         for number in range(1, tries + 1):
             wait = self.wait * 2 ** (number - 1)
             try:
