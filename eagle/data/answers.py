@@ -18,13 +18,15 @@ class Question:
     Attributes:
         place: the number of its row among all rows.
         turn: how many answers of the conversation stand before it.
-        key: of the messages up to here, by content: with `turn` and a seed it decides the answer.
+        conversation: key of what its row asks, by content.
+        key: the same with the answers before: with `turn` and a seed it decides the answer.
         messages: what stands before the answer.
         prompt: the same as ids, by the template.
     """
 
     place: int
     turn: int
+    conversation: str
     key: str
     messages: Sequence[Message]
     prompt: list[int]
