@@ -24,7 +24,8 @@ ORDER = """
     eagle.model.checks: self_check diagnosis
     eagle.model: utils pair ea_model
     eagle.data: answers rows sources samples tensor_files shards folder writer features batches
-    eagle.data: answer_file regenerate endpoint processes author_choice interview maker preparation command __main__
+    eagle.data: answer_file answer_rules dialogues interview continuous batched regenerate endpoint processes
+    eagle.data: author_choice maker preparation command __main__
     eagle.ge_data: disk plan target_embeddings shards allocation
     eagle.train: settings configure train_batches optimizers heads teachers sources
     eagle.train: ttt_attention training_time_test losses recipe
@@ -38,7 +39,11 @@ LINES = [line.strip().split(": ") for line in ORDER.strip().splitlines()]
 NAMES = [f"{folder}.{name}" for folder, names in LINES for name in names.split()]
 PLACES = {name: place for place, name in enumerate(NAMES)}
 # What data may know of the model: how it is loaded, and in one file how it answers.
-DATA_KNOWS = {"command": {"loading"}, "regenerate": {"ea_model", "loading", "properties"}}
+DATA_KNOWS = {
+    "command": {"loading"},
+    "regenerate": {"ea_model", "loading", "properties", "target"},
+    "continuous": {"kv_cache", "sampling", "target", "tree"},
+}
 EDGES = ("train", "evaluation", "ge_data")
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -19,7 +19,7 @@ from eagle.files import differing
 FORMAT = 1
 ANSWERS = "answers.jsonl"
 LINE = re.compile(rb'\{"crc": "([0-9a-f]{8})", (.*\})\n', re.DOTALL)
-KEY = re.compile(rb'"key": "([0-9a-f]{32})", "turn": (\d+), ')
+KEY = re.compile(rb'"key": "([0-9a-f]+)", "turn": (\d+), ')
 logger = logging.getLogger(__name__)
 
 

@@ -4,18 +4,11 @@ An author is asked by `take` and answers in any order. What it answers depends o
 its own settings and seed, never on what else it was asked, when, or in which order.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from eagle.chat import Message
-
-
-def content_key(messages: Sequence[Message]) -> str:
-    """Return what messages share only if they are the same, wherever they come from: 32 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(list(messages), sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -25,22 +18,18 @@ class Question:
     Attributes:
         place: the number of its row among all rows.
         turn: how many answers of the conversation stand before it.
-        key: `content_key` of the messages up to here: with `turn` and a seed it decides the answer.
+        conversation: key of what its row asks, by content.
+        key: the same with the answers before: with `turn` and a seed it decides the answer.
         messages: what stands before the answer.
         prompt: the same as ids, by the template.
     """
 
     place: int
     turn: int
+    conversation: str
     key: str
     messages: Sequence[Message]
     prompt: list[int]
-
-
-def seed_of(question: Question, seed: int) -> int:
-    """Return the seed of an answer's sampling, by what is asked and a run's seed: 63 bits."""
-    words = f"{seed} {question.key} {question.turn}"
-    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "little") >> 1
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ import torch
 
 from eagle.chat import Template, choose_template
 from eagle.data.answers import Author
+from eagle.data.continuous import CPU_ROWS, GPU_ROWS
 from eagle.data.endpoint import EndpointAuthor
 from eagle.data.processes import Place, Processes
-from eagle.data.regenerate import AnswerGenerator, Regeneration
+from eagle.data.regenerate import Regeneration, load_author
 
 
 def author_of(
@@ -28,30 +29,34 @@ def author_of(
         ValueError, OSError: a target, a head or a server that cannot answer.
     """
     if regeneration.endpoint is not None:
-        assert regeneration.model is not None
-        return EndpointAuthor(
-            regeneration.endpoint,
-            regeneration.model,
-            tokenizer,
-            _chosen(tokenizer, template),
-            temperature=regeneration.temperature,
-            max_new_tokens=regeneration.max_new_tokens,
-            seed=regeneration.seed,
-            concurrency=regeneration.concurrency,
-            max_length=max_length,
-        )
-    target_author = partial(_target_author, target, regeneration, tokenizer, template, max_length)
+        return _server(regeneration, tokenizer, _chosen(tokenizer, template), max_length)
+    alone = partial(_target, target, regeneration, tokenizer, template, max_length)
     if regeneration.processes == 1:
-        return target_author(Place(None, torch.get_num_threads()))
-    return Processes(target_author, regeneration.processes, regeneration.batch_size)
+        return alone(Place(None, torch.get_num_threads()))
+    rows = regeneration.batch_size or (GPU_ROWS if torch.cuda.is_available() else CPU_ROWS)
+    return Processes(alone, regeneration.processes, rows)
 
 
-def _target_author(
+def _server(regeneration: Regeneration, tokenizer: Any, template: Template, max_length: int | None) -> Author:
+    assert regeneration.endpoint is not None and regeneration.model is not None
+    return EndpointAuthor(
+        regeneration.endpoint,
+        regeneration.model,
+        tokenizer,
+        template,
+        temperatures=regeneration.temperatures,
+        max_new_tokens=regeneration.max_new_tokens,
+        seed=regeneration.seed,
+        concurrency=regeneration.concurrency,
+        max_length=max_length,
+    )
+
+
+def _target(
     target: str, regeneration: Regeneration, tokenizer: Any, template: str | None, max_length: int | None, place: Place
 ) -> Author:
-    return AnswerGenerator(
-        target, regeneration, tokenizer, _chosen(tokenizer, template), max_length, device=place.device
-    )
+    chosen = _chosen(tokenizer, template)
+    return load_author(target, regeneration, tokenizer, chosen, max_length, place.device)
 
 
 def _chosen(tokenizer: Any, name: str | None) -> Template:

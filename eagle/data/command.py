@@ -23,7 +23,7 @@ from eagle.model.support.loading import load_tokenizer
 
 INTERRUPTED = 130
 FLAGS = (
-    *("ea_model_path", "temperature", "max_new_tokens", "batch_size", "seed", "dtype"),
+    *("ea_model_path", "temperatures", "max_new_tokens", "batch_size", "seed", "dtype"),
     *("drop_loops", "processes", "endpoint", "model", "concurrency"),
 )
 
@@ -42,9 +42,10 @@ def parser() -> argparse.ArgumentParser:
     answers = parser.add_argument_group("answers by the target")
     answers.add_argument("--regenerate", action="store_true", help="the target writes all answers itself")
     answers.add_argument("--ea-model-path", help="a head of the target: the same answers in less time")
-    answers.add_argument("--temperature", type=float, help="of the answers; default: 0, greedy")
+    answers.add_argument("--temperature", dest="temperatures", type=float, nargs="+", metavar="T", help="of the answers; "
+                         "of several every conversation takes one; default: 0, greedy")  # fmt: skip
     answers.add_argument("--max-new-tokens", type=int, help="most tokens of an answer; default: 512")
-    answers.add_argument("--batch-size", type=int, help="answers that are written side by side; default: 8")
+    answers.add_argument("--batch-size", type=int, help="answers that are written side by side; default: by device")
     answers.add_argument("--seed", type=int, help="of sampling; default: 0")
     answers.add_argument("--dtype", choices=DTYPES, help="of the target; default: auto, the one it was saved in")
     answers.add_argument("--drop-loops", action="store_true", default=None, help="leave out answers that repeat "
@@ -62,7 +63,8 @@ def parser() -> argparse.ArgumentParser:
 def _regeneration(args: argparse.Namespace) -> Regeneration | None:
     given = {name: getattr(args, name) for name in FLAGS if getattr(args, name) is not None}
     if given and not args.regenerate:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        names = ("temperature" if name == "temperatures" else name for name in given)
+        flags = ", ".join("--" + name.replace("_", "-") for name in names)
         raise ValueError(f"{flags}: of use with --regenerate alone")
     return Regeneration(**given) if args.regenerate else None
 
@@ -78,7 +80,7 @@ def report(data: Prepared) -> str:
     if made["template"]:
         lines.append(f"template: {made['template']}")
     if made.get("regeneration"):
-        how = ", ".join(f"{name}={value}" for name, value in made["regeneration"].items())
+        how = ", ".join(f"{name}={_shown(value)}" for name, value in made["regeneration"].items())
         lines.append(f"answers by {made['target']}: {how}")
     if counts.looped:
         dropped = "left out" if made.get("drop_loops") else "kept; --drop-loops leaves them out"
@@ -88,6 +90,10 @@ def report(data: Prepared) -> str:
     if counts.skipped:
         lines.append(counts.skips)
     return "".join(line.encode(errors="backslashreplace").decode() + "\n" for line in lines)
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def saved(folder: Path) -> str:

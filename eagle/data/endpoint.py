@@ -7,7 +7,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,8 @@ import httpx
 import numpy as np
 
 from eagle.chat import Message, RowError, Template
-from eagle.data.answers import Answer, Question, seed_of
+from eagle.data.answer_rules import AnswerRules, loops
+from eagle.data.answers import Answer, Question
 from eagle.data.samples import conversation_samples
 
 KEY = "OPENAI_API_KEY"
@@ -23,6 +24,8 @@ TRIES = 8  # with waits that double from a second on: about two minutes
 LONGEST_WAIT = 60.0
 SECONDS = 600.0  # until an answer is given up, and asked for again
 SHOWN = 200  # characters of what a server says
+# Servers take a model's own defaults, often filters and penalties, where a request does not say otherwise.
+WHOLE = {"top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
 NO_LIST = (404, 405, 501)  # a server that does not list its models
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,8 @@ class EndpointAuthor:
         endpoint: its URL, with or without `/v1`.
         model: what it calls the target.
         tokenizer, template: of the conversations.
-        temperature: 0 is greedy; else the whole distribution, without any filter.
+        temperatures: 0 is greedy, else the whole distribution, without any filter; of several every conversation
+            takes one.
         max_new_tokens: most tokens of an answer.
         seed: of sampling; every question has its own.
         concurrency: questions that are asked at once.
@@ -58,7 +62,7 @@ class EndpointAuthor:
         tokenizer: Any,
         template: Template,
         *,
-        temperature: float = 0.0,
+        temperatures: Sequence[float] = (0.0,),
         max_new_tokens: int = 512,
         seed: int = 0,
         concurrency: int = 32,
@@ -70,10 +74,7 @@ class EndpointAuthor:
             raise ValueError(f"--endpoint {endpoint} must be a URL, as http://localhost:8000/v1")
         self.url = endpoint.rstrip("/") if endpoint.rstrip("/").endswith("/v1") else f"{endpoint.rstrip('/')}/v1"
         self.model, self.tokenizer, self.template = model, tokenizer, template
-        self.max_new_tokens, self.seed, self.concurrency = max_new_tokens, seed, concurrency
-        self.max_length, self.wait = max_length, wait
-        # Servers take a model's own defaults, often filters and penalties, where a request does not say otherwise.
-        self.sampling = {"temperature": temperature, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
+        self.concurrency, self.wait = concurrency, wait
         self.tokens_made: Callable[[int], None] | None = None
         logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
         key = os.environ.get(KEY)
@@ -83,11 +84,16 @@ class EndpointAuthor:
             limits=httpx.Limits(max_connections=concurrency + 1, max_keepalive_connections=concurrency + 1),
         )
         self._stopped = threading.Event()
-        positions = self._positions()
-        limits = [positions - max_new_tokens] if positions else []
-        if limits and limits[0] < 1:
-            raise ValueError(f"max_new_tokens={max_new_tokens} must be below the server's {positions} positions")
-        self.longest = min([*limits, *([max_length - 1] if max_length else [])], default=None)
+        limits = [limit for limit in (max_length, self._positions()) if limit]
+        self.rules = AnswerRules(
+            tokenizer=tokenizer,
+            ends=[],
+            temperatures=temperatures,
+            max_new_tokens=max_new_tokens,
+            most=min(limits, default=None),
+            seed=seed,
+        )
+        self.longest = self.rules.longest
 
     def write(self, take: Callable[[], Question | None]) -> Iterator[Answer]:
         """Yield answers, many questions at a time; see `eagle.data.answers.Author`.
@@ -138,12 +144,13 @@ class EndpointAuthor:
                 given.put(answer)
 
     def _answer(self, question: Question) -> Answer:
-        room = self.max_new_tokens
-        if self.max_length is not None:
-            room = min(room, self.max_length - len(question.prompt))
-        body = {"model": self.model, "messages": list(question.messages), "max_tokens": room, **self.sampling}
-        if self.sampling["temperature"]:
-            body["seed"] = seed_of(question, self.seed) >> 32  # that any server's integers hold
+        temperature = self.rules.temperature(question)
+        body = {
+            **{"model": self.model, "messages": list(question.messages), "max_tokens": self.rules.room(question)},
+            **{"temperature": temperature, **WHOLE},
+            # That any server's integers hold.
+            **({"seed": self.rules.noise_seed(question) >> 32} if temperature else {}),
+        }
         said = self._sent("POST", "chat/completions", body)
         try:
             (choice,) = said["choices"]
@@ -161,7 +168,7 @@ class EndpointAuthor:
         ids = self._ids(answer.question, answer.text, answer.ended)
         if self.tokens_made is not None:
             self.tokens_made(len(ids))
-        return replace(answer, ids=ids)
+        return replace(answer, ids=ids, looped=not answer.ended and loops(ids))
 
     def _ids(self, question: Question, text: str, ended: bool) -> list[int]:
         """Return the ids of an answer as the template writes it, without its end where it came to none."""

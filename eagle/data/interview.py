@@ -12,8 +12,8 @@ from typing import Any
 
 from eagle.chat import RowError, Template
 from eagle.data.answer_file import AnswerFile
-from eagle.data.answers import Answer, Author, Question, content_key
-from eagle.data.regenerate import Dialogue
+from eagle.data.answers import Answer, Author, Question
+from eagle.data.dialogues import Dialogue
 from eagle.data.rows import Conversation, Document
 from eagle.data.sources import Raw
 
@@ -97,12 +97,16 @@ class Interview:
     def _receive(self, entry: Entry) -> None:
         self._entries.append(entry)
         if isinstance(entry.row, Conversation):
-            entry.dialogue = Dialogue(entry.row.messages)
+            entry.dialogue = Dialogue(entry.place, entry.row.messages)
         self._advance(entry)
 
     def _advance(self, entry: Entry) -> None:
         """Go on with a row until an answer is wanted that is not there."""
-        while entry.dialogue is not None and (question := self._question(entry)) is not None:
+        dialogue = entry.dialogue
+        while dialogue is not None:
+            question = dialogue.question(self.tokenizer, self.template, self.author.longest)
+            if question is None:
+                break
             known = question.key, question.turn
             if known in self._asked:
                 self._asked[known].append(entry)
@@ -114,19 +118,6 @@ class Interview:
             self._tell(entry, answer)
         self.bar.update(1)
 
-    def _question(self, entry: Entry) -> Question | None:
-        """Return what a conversation asks next, None at its end."""
-        dialogue, longest = entry.dialogue, self.author.longest
-        assert dialogue is not None
-        if dialogue.reason is None:
-            dialogue.ask(self.tokenizer, self.template)
-        if dialogue.reason is None and longest is not None and len(dialogue.prompt) > longest:
-            dialogue.reason = f"a question after {longest} tokens leaves no room for an answer"
-        if dialogue.reason is not None:
-            return None
-        asked = dialogue.asked
-        return Question(entry.place, entry.answers, content_key(asked), asked, dialogue.prompt)
-
     def _tell(self, entry: Entry, answer: Answer) -> None:
         dialogue = entry.dialogue
         assert dialogue is not None
@@ -134,7 +125,7 @@ class Interview:
         if answer.looped and self.drop_loops:
             dialogue.reason = LOOPED
         else:
-            dialogue.add_answer(answer.ids, answer.text, answer.ended)
+            dialogue.add(answer)
 
     def _hand_on(self, hand_on: Callable[[Entry], None]) -> None:
         while self._entries and self._entries[0].finished:

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -22,6 +21,7 @@ from eagle.data.answers import Answer, Author, Question
 
 REFUSALS = (ValueError, OSError, NotImplementedError, ImportError)
 AHEAD = 2  # questions that a process has, per answer that it writes at once
+UNDERWAY = 1.0  # seconds that a question may take to come
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ class Processes:
         spawned = multiprocessing.get_context("spawn")
         self._processes: list[Any] = []
         self._ends: list[Connection] = []
+        self._without: set[Any] = set()  # the ends that know that there is nothing more for now
         try:
             for place in places(processes):
                 mine, its = spawned.Pipe()
@@ -121,14 +122,19 @@ class Processes:
             self.close()
 
     def _give(self, take: Callable[[], Question | None], held: dict[Any, int]) -> None:
-        """Give every process enough to do, the one with the least first."""
+        """Give every process enough to do, the one with the least first, or say that there is no more for now."""
         while held[end := min(held, key=lambda end: held[end])] < AHEAD * self.batch:
-            if (question := take()) is None:
+            question = take()
+            if question is None:
+                for other in set(held) - self._without:
+                    self._send(other, None)
+                self._without = set(held)
                 return
             self._send(end, question)
+            self._without.discard(end)
             held[end] += 1
 
-    def _send(self, end: Connection, question: Question) -> None:
+    def _send(self, end: Connection, question: Question | None) -> None:
         with suppress(OSError):  # a process that has died says so when it is read
             end.send(question)
 
@@ -160,34 +166,51 @@ def _how(code: int) -> str:
 def _answer(author: Callable[[Place], Author], place: Place, end: Any) -> None:
     """Answer in a process of its own, which ends with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C does
-    questions: queue.SimpleQueue[Question] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(end, questions), daemon=True).start()
+    questions = _Questions(end)
     torch.set_num_threads(place.threads)
     try:
         made = author(place)
         made.tokens_made = end.send
         end.send(made.longest)
         while True:
-            first = [questions.get()]
-            for answer in made.write(partial(_next, first, questions)):
+            questions.wait()
+            for answer in made.write(questions.take):
                 end.send(answer)
     except REFUSALS as refusal:
         end.send(next(kind for kind in REFUSALS if isinstance(refusal, kind))(str(refusal)))
 
 
-def _read(end: Any, questions: "queue.SimpleQueue[Question]") -> None:
-    """Take what the parent sends at once, so that it never waits for this process to read, and end with it."""
-    try:
-        while True:
-            questions.put(end.recv())
-    except (EOFError, OSError):
-        os._exit(1)
+class _Questions:
+    """What a parent asks; read at once, so that it never waits for this process, and ended with it."""
 
+    def __init__(self, end: Any) -> None:
+        self._end = end
+        self._given: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
+        self._first: Question | None = None
+        self._more = False
+        threading.Thread(target=self._read, daemon=True).start()
 
-def _next(first: list[Question], questions: "queue.SimpleQueue[Question]") -> Question | None:
-    if first:
-        return first.pop()
-    try:
-        return questions.get_nowait()
-    except queue.Empty:
-        return None
+    def _read(self) -> None:
+        try:
+            while True:
+                self._given.put(self._end.recv())
+        except (EOFError, OSError):
+            os._exit(1)
+
+    def wait(self) -> None:
+        """Wait for a question."""
+        while self._first is None:
+            self._first = self._given.get()
+        self._more = True
+
+    def take(self) -> Question | None:
+        """Return the next question; wait for it where the parent has not said that there is none for now."""
+        question, self._first = self._first, None
+        if question is not None:
+            return question
+        try:
+            question = self._given.get(timeout=UNDERWAY) if self._more else self._given.get_nowait()
+        except queue.Empty:
+            return None
+        self._more = question is not None
+        return question

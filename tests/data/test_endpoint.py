@@ -18,7 +18,7 @@ from places import ROOT
 from eagle.chat import choose_template
 from eagle.data import load, main
 from eagle.data.answer_file import ANSWERS
-from eagle.data.answers import Question, content_key
+from eagle.data.answers import Question
 from eagle.data.endpoint import EndpointAuthor
 from eagle.data.samples import conversation_samples, prompt_ids
 
@@ -40,7 +40,7 @@ def questions(count: int, tokenizer=CHATML) -> list[Question]:
     asked = [[{"role": "user", "content": f"{index}?"}] for index in range(count)]
     template = choose_template(tokenizer)
     return [
-        Question(index, 0, content_key(messages), messages, prompt_ids(tokenizer, template, messages))
+        Question(index, 0, f"{index}", f"{index:x}", messages, prompt_ids(tokenizer, template, messages))
         for index, messages in enumerate(asked)
     ]
 
@@ -112,7 +112,7 @@ def test_the_command_answers_turn_by_turn_and_says_so(tmp_path, target, capsys):
         source = rows(tmp_path / "rows.jsonl", 20)
         assert main(arguments(source, target, tmp_path / "out", server.url, "--concurrency", "7")) == 0
         said = capsys.readouterr().out
-        assert "20 samples in 1 shards" in said and "temperature=0.0, max_new_tokens=512, model=tiny" in said
+        assert "20 samples in 1 shards" in said and "temperatures=0.0, max_new_tokens=512, model=tiny" in said
         assert 2 <= server.most <= 7 and len(server.bodies) == 40
         second = [body["messages"] for body in server.bodies if len(body["messages"]) > 1]
         assert {len(messages) for messages in second} == {3}
@@ -130,10 +130,11 @@ def test_what_is_asked_of_the_server_is_what_was_asked_of_us(monkeypatch):
     asked = questions(3)
     with chat_server() as server:
         written(
-            author(server.url, temperature=0.5, max_new_tokens=9, seed=3, max_length=len(asked[0].prompt) + 4), asked
+            author(server.url, temperatures=(0.5,), max_new_tokens=9, seed=3, max_length=len(asked[0].prompt) + 4),
+            asked,
         )
-        written(author(server.url, temperature=0.5, seed=3), reversed(asked))
-        written(author(server.url, temperature=0.5, seed=4), asked)
+        written(author(server.url, temperatures=(0.5,), seed=3), reversed(asked))
+        written(author(server.url, temperatures=(0.5,), seed=4), asked)
         written(author(server.url), asked)
     first, second, third, greedy = (
         sorted(server.bodies[start : start + 3], key=lambda body: body["messages"][0]["content"])
@@ -214,7 +215,6 @@ def test_a_server_that_cannot_is_refused_before_any_work(tmp_path, target, capsy
             ((200, b"<html>"), "does not answer in JSON: <html>"),
             ((200, {"hello": 1}), "lists no models"),
             ((500, b"oops"), "tried 2 times (status 500, oops)"),
-            ([{"id": "tiny", "max_model_len": 512}], "max_new_tokens=512 must be below the server's 512 positions"),
         ):
             server.models = models
             assert expected in refused(capsys, source, target, out, server.url)
@@ -244,8 +244,10 @@ def test_an_answer_that_is_none_ends_the_run_in_words(reply, words):
 
 def test_a_question_beyond_the_server_s_positions_is_not_asked():
     with chat_server(models=[{"id": "tiny", "max_model_len": 100}]) as server:
-        assert author(server.url, max_new_tokens=60).longest == 40
-        assert author(server.url, max_new_tokens=60, max_length=20).longest == 19
+        assert (author(server.url).longest, author(server.url, max_length=20).longest) == (99, 19)
+        asked = questions(1)
+        written(author(server.url), asked)
+        assert server.bodies[0]["max_tokens"] == 100 - len(asked[0].prompt)
 
 
 def test_flags_that_say_nothing_to_a_server_are_refused(tmp_path, target, capsys):

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from eagle.data import Regeneration, load, main, prepare
 from eagle.data.answer_file import ANSWERS, AnswerFile
-from eagle.data.answers import Answer, Question, content_key
+from eagle.data.answers import Answer, Question
 from eagle.data.folder import Counts, write_shard, write_summary
 from eagle.data.samples import Sample
 from eagle.data.shards import write_document
@@ -270,7 +270,7 @@ def test_answers_made_otherwise_are_refused(tmp_path, author):
         if path.name != ANSWERS:
             path.unlink()
     with pytest.raises(ValueError, match=r"answers\.jsonl was made with regeneration=.*choose another folder"):
-        answered([source], tmp_path / "out", Regeneration(temperature=1.0))
+        answered([source], tmp_path / "out", Regeneration(temperatures=(1.0,)))
     with pytest.raises(ValueError, match=r"answers\.jsonl was made with max_length=None, now 99"):
         answered([source], tmp_path / "out", max_length=99)
     assert len(answered([source], tmp_path / "out")) == 1 and len(author.asked) == 2
@@ -281,7 +281,7 @@ def test_answers_made_otherwise_are_refused(tmp_path, author):
 
 def question(index: int) -> Question:
     messages = [{"role": "user", "content": f"é {index}"}]
-    return Question(index, 0, content_key(messages), messages, [1, 2])
+    return Question(index, 0, f"{index}", f"{index:x}", messages, [1, 2])
 
 
 def filled(path: Path, count: int) -> list[Answer]:
