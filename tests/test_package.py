@@ -12,7 +12,7 @@ import eagle
 ROOT = Path(eagle.__file__).parent
 # From the bottom to the top: a file imports only what stands before it. A folder is a line, its files in their order.
 ORDER = """
-    eagle: files chat
+    eagle: files interrupts chat
     eagle.model: kinds choices tree configs stats sampling cache_layer kv_cache verify head
     eagle.model.dialects: weights fields checkpoint
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack

@@ -38,7 +38,7 @@ class AnswerFile:
     def __init__(self, path: Path, made: dict[str, Any]) -> None:
         self.path = path
         self._places: dict[tuple[str, int], int] = {}
-        self._about = {"format": FORMAT, "made": made}
+        self._about: dict[str, Any] = {"format": FORMAT, "made": made}
         self._file: io.FileIO | None = None
         self._end = 0
         for number, line in enumerate(_whole_lines(path) if path.exists() else (), start=1):

@@ -9,19 +9,17 @@ written at once.
 
 import argparse
 import logging
-import shlex
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from eagle import interrupts
 from eagle.data.answer_file import ANSWERS, written
 from eagle.data.folder import Counts, Prepared, unfinished_shards
 from eagle.data.preparation import prepare
 from eagle.data.regenerate import DTYPES, Regeneration
 from eagle.model.support.loading import load_tokenizer
 
-INTERRUPTED = 130
 FLAGS = (
     *("ea_model_path", "temperatures", "max_new_tokens", "batch_size", "seed", "dtype"),
     *("drop_loops", "processes", "endpoint", "model", "concurrency"),
@@ -120,9 +118,6 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as failure:
         raise SystemExit(f"{command.prog}: error: {failure}") from failure
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
-        again = shlex.join(["python", "-m", "eagle.data", *(sys.argv[1:] if argv is None else argv)])
-        sys.stderr.write(f"interrupted: {saved(args.out)}; to go on: {again}\n")
-        return INTERRUPTED
+        return interrupts.say(saved(args.out), "eagle.data", argv)
     sys.stdout.write(report(data))
     return 0

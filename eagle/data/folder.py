@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -188,12 +189,7 @@ def load(folder: str | Path, *, vocabulary: int | None = None, tokenizer: Any = 
         raise FileNotFoundError(f"{folder} has lost {missing[0].name}: the command that made it makes it anew")
     data.check_counts(data.summary)
     if not data.finished:
-        logger.warning(
-            "%s is unfinished: %d shards of %s rows are read; the command that makes it goes on",
-            folder,
-            data.files,
-            f"{data.summary['rows']:,}",
-        )
+        _tell_of_unfinished(data.folder, data.files, data.summary["rows"])
     made = f"{folder} was made with the tokenizer of {data.summary['target']}"
     size = data.summary["vocabulary"]
     if vocabulary is not None and size > vocabulary:
@@ -201,3 +197,13 @@ def load(folder: str | Path, *, vocabulary: int | None = None, tokenizer: Any = 
     if tokenizer is not None and vocabulary_hash(tokenizer) != data.summary["vocabulary_hash"]:
         raise ValueError(f"{made}, and the target's gives its {len(tokenizer)} tokens other ids: prepare it anew")
     return data
+
+
+@cache  # once, however often it is loaded
+def _tell_of_unfinished(folder: Path, shards: int, rows: int) -> None:
+    logger.warning(
+        "%s is unfinished: %d shards of %s rows are read; the command that makes it goes on",
+        folder,
+        shards,
+        f"{rows:,}",
+    )

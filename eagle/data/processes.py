@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
+from eagle import interrupts
 from eagle.data.answers import Answer, Author, Question
 
 REFUSALS = (ValueError, OSError, NotImplementedError, ImportError)
@@ -72,7 +73,8 @@ class Processes:
             for place in places(processes):
                 mine, its = spawned.Pipe()
                 process = spawned.Process(target=_answer, args=(author, place, its), daemon=True)
-                process.start()
+                with interrupts.held_back():  # it is told to end otherwise
+                    process.start()
                 its.close()  # so that its end is felt here
                 self._processes.append(process)
                 self._ends.append(mine)
@@ -165,7 +167,6 @@ def _how(code: int) -> str:
 
 def _answer(author: Callable[[Place], Author], place: Place, end: Any) -> None:
     """Answer in a process of its own, which ends with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C does
     questions = _Questions(end)
     torch.set_num_threads(place.threads)
     try:

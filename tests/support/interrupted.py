@@ -16,6 +16,7 @@ from authors import ScriptedAuthor
 
 import eagle.data.command
 import eagle.data.preparation
+from eagle import interrupts
 from eagle.data import __main__
 from eagle.data.answer_file import ANSWERS
 
@@ -24,7 +25,7 @@ SECONDS = 0.004  # of an answer
 
 def begin(arguments: list[str], errors: Path) -> int:
     """Fork a run and return its process id; it is what `python -m eagle.data` is once it has begun."""
-    signal.signal(signal.SIGINT, __main__.leave)
+    signal.signal(signal.SIGINT, interrupts.leave)
     child = os.fork()
     if child:
         return child
