@@ -57,6 +57,21 @@ def test_a_padded_batch_equals_generate(pair):
         assert torch.equal(model.eagenerate(ids, attention_mask=mask, max_new_tokens=48), want)
 
 
+def test_accepted_tokens_of_a_batch_are_those_of_each_row_alone(pair):
+    base, tokenizer, models = pair
+    (batch,) = batched(read_prompts(PAIR / "prompts.jsonl", tokenizer, 4), 4)
+    for model in models.values():
+        model.eagenerate(batch.ids_BS, attention_mask=batch.mask_BS, max_new_tokens=24)
+        together = model.stats
+        assert sorted(together.accepted_per_row) == [0, 1, 2, 3]
+        for row, accepted in together.accepted_per_row.items():
+            ids = batch.ids_BS[row, batch.mask_BS[row] == 1]
+            model.eagenerate(ids[None], max_new_tokens=24)
+            assert model.stats.accepted_per_row == {0: accepted} == {0: model.stats.accepted_per_step}
+        steps = [len(accepted) for accepted in together.accepted_per_row.values()]
+        assert sum(steps) == together.row_steps and max(steps) == together.steps > min(steps)
+
+
 def test_the_demo_colours_drafts_and_reports_equal_ids():
     arguments = ["--max-new-token", "24", "--num-prompts", "1", "--rounds", "1"]
     done = subprocess.run(
