@@ -58,7 +58,7 @@ def test_a_padded_batch_equals_generate(pair):
 
 
 def test_accepted_tokens_of_a_batch_are_those_of_each_row_alone(pair):
-    base, tokenizer, models = pair
+    _, tokenizer, models = pair
     (batch,) = batched(read_prompts(PAIR / "prompts.jsonl", tokenizer, 4), 4)
     for model in models.values():
         model.eagenerate(batch.ids_BS, attention_mask=batch.mask_BS, max_new_tokens=24)

@@ -39,7 +39,7 @@ from eagle.train.main import main as train
 PAIR = Path(__file__).parent
 TARGET = PAIR / "target"
 RESULT, OWN = "result.json", "own-answers"
-NEW_TOKENS, RESAMPLED = 64, 2000
+RESAMPLED = 2000
 # Equal for all heads.
 SHARED = {
     "optimizer": "muon",
@@ -95,6 +95,11 @@ def flags(settings: dict[str, Any]) -> list[str]:
     return made
 
 
+def measuring(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what every head of a comparison must be measured with."""
+    return {"prompts": args.prompts, "new_tokens": args.new_tokens}
+
+
 @cache
 def exact_target(device: str) -> Any:
     """Return the target in fp32, loaded once per worker."""
@@ -113,7 +118,7 @@ def measured(head: Path, args: argparse.Namespace) -> dict[str, dict[str, list[i
         torch.manual_seed(0)
         for part in batched(prompts, min(args.batch, len(prompts)), tokenizer.pad_token_id):
             ids_BS, mask_BS = part.ids_BS.to(args.device), part.mask_BS.to(args.device)
-            model.eagenerate(ids_BS, temperature=temperature, max_new_tokens=NEW_TOKENS, attention_mask=mask_BS)
+            model.eagenerate(ids_BS, temperature=temperature, max_new_tokens=args.new_tokens, attention_mask=mask_BS)
             by_prompt += [model.stats.accepted_per_row.get(row, []) for row in range(len(ids_BS))]
         del by_prompt[len(prompts) :]  # the last batch is filled up
         flat = [accepted for row in by_prompt for accepted in row]
@@ -136,7 +141,7 @@ def perform(task: Task, args: argparse.Namespace) -> None:
     train([*flags(task.settings), f"--cpdir={folder}"])
     gc.collect()
     trained = time.monotonic()
-    result: dict[str, Any] = {"task": asdict(task), "prompts": args.prompts, "modes": measured(folder, args)}
+    result: dict[str, Any] = {"task": asdict(task), "measured": measuring(args), "modes": measured(folder, args)}
     lengths_N = load(task.settings["tmpdir"]).lengths_N
     result["tokens"] = round(float(lengths_N.mean()) * args.bs * task.settings["max_steps"])
     result["seconds"] = {"training": trained - began, "measuring": time.monotonic() - trained}
@@ -241,7 +246,8 @@ class Plan:
         if not (self.args.out / task.name / RESULT).exists():
             return False
         found = self.result(task.name)
-        if found["task"]["settings"] != task.settings or found.get("prompts", self.args.prompts) != self.args.prompts:
+        wanted = measuring(self.args)
+        if found["task"]["settings"] != task.settings or found.get("measured", wanted) != wanted:
             raise ValueError(f"{self.args.out / task.name} was made otherwise: choose another --out, or delete it")
         return True
 
@@ -340,6 +346,7 @@ def parser() -> argparse.ArgumentParser:
     help = "of prompts.py --count 320; default: the 64 of each kind that are shipped"
     parser.add_argument("--prompt-file", type=Path, default=PAIR / "prompts.jsonl", help=help)
     parser.add_argument("--prompts", type=int, default=320, help="held-out prompts, at most")
+    parser.add_argument("--new-tokens", type=int, default=64, help="of each prompt")
     parser.add_argument("--steps", type=int, default=976, help="optimiser steps of most variants")
     parser.add_argument("--bs", type=int, default=16, help="texts of a step")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="variants, or beginnings of their names")
@@ -374,7 +381,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = report(args)
     if not rows:
         return 1
-    document = {"provenance": provenance(), "steps": args.steps, "prompts": args.prompts, "variants": rows}
+    document = {"provenance": provenance(), "steps": args.steps, **measuring(args), "variants": rows}
     write_text(args.out / "experiments.json", json.dumps(document, indent=1) + "\n")
     print(printed(rows))
     return 1 if plan.failed else 0
