@@ -185,6 +185,14 @@ class Worker:
             return False
         return True
 
+    def end(self) -> None:
+        """End the process; what it has begun is left as it is."""
+        if self.task is None:
+            self.channel.send(None)
+        else:
+            self.process.terminate()
+        self.process.join()
+
 
 class Plan:
     """Which task is next: those whose data and rate are known, in order.
@@ -275,7 +283,7 @@ def perform_all(plan: Plan, args: argparse.Namespace) -> None:
                 workers.remove(worker)
             print(f"{time.monotonic() - began:6.0f} s  {name}{'' if ended else ' FAILED, see its log.txt'}", flush=True)
     for worker in workers:
-        worker.process.terminate()
+        worker.end()
 
 
 def tau(found: dict[str, list[int]]) -> float:
