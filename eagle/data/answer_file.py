@@ -5,6 +5,7 @@ asked, so that other sources, another order or another limit find again what was
 what was written, as the last one of a killed process, counts as none: its answer is written anew.
 """
 
+import io
 import json
 import logging
 import re
@@ -27,7 +28,7 @@ class AnswerFile:
     """The answers of a folder.
 
     Args:
-        path: the file; made where there is none.
+        path: the file; made with the first answer.
         made: all that decides an answer besides its question.
 
     Raises:
@@ -37,16 +38,12 @@ class AnswerFile:
     def __init__(self, path: Path, made: dict[str, Any]) -> None:
         self.path = path
         self._places: dict[tuple[str, int], int] = {}
-        path.touch()
-        # Unbuffered: a line is written at once, so that nothing is lost with the process.
-        self._file = path.open("r+b", buffering=0)
-        self._end, about = 0, {"format": FORMAT, "made": made}
-        for number, line in enumerate(_whole_lines(path), start=1):
-            self._note(number, line, about)
+        self._about = {"format": FORMAT, "made": made}
+        self._file: io.FileIO | None = None
+        self._end = 0
+        for number, line in enumerate(_whole_lines(path) if path.exists() else (), start=1):
+            self._note(number, line)
             self._end += len(line)
-        self._file.truncate(self._end)
-        if not self._end:
-            self._write(about)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -68,6 +65,8 @@ class AnswerFile:
         Raises:
             OSError: the disk is full, or fails; the answers before are kept.
         """
+        if self._file is None:
+            self._open()
         question = answer.question
         self._places[question.key, question.turn] = self._end
         messages = [*question.messages, {"role": "assistant", "content": answer.text}]
@@ -76,13 +75,22 @@ class AnswerFile:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
-    def _note(self, number: int, line: bytes, about: dict[str, Any]) -> None:
+    def _open(self) -> None:
+        self.path.touch()
+        # Unbuffered: a line is written at once, so that nothing is lost with the process.
+        self._file = io.FileIO(self.path, "r+")
+        self._file.truncate(self._end)
+        if not self._end:
+            self._write(self._about)
+
+    def _note(self, number: int, line: bytes) -> None:
         found = LINE.fullmatch(line)
         whole = found is not None and zlib.crc32(found[2]) == int(found[1], 16)
         if found is not None and whole and number == 1:
-            self._check(json.loads(b"{" + found[2]), about)
+            self._check(json.loads(b"{" + found[2]))
         elif found is not None and whole and (key := KEY.match(found[2])):
             self._places[key[1].decode(), int(key[2])] = self._end
         elif number == 1:
@@ -90,15 +98,16 @@ class AnswerFile:
         else:
             logger.warning("%s line %d is damaged: what it answered is answered anew", self.path, number)
 
-    def _check(self, found: dict[str, Any], about: dict[str, Any]) -> None:
+    def _check(self, found: dict[str, Any]) -> None:
         if found.get("format") != FORMAT:
             raise ValueError(
                 f"{self.path} has format {found.get('format')}, this version reads {FORMAT}: choose another folder"
             )
-        if others := differing(found["made"], about["made"]):
+        if others := differing(found["made"], self._about["made"]):
             raise ValueError(f"{self.path} was made with {others}: choose another folder, or delete it")
 
     def _write(self, document: dict[str, Any]) -> None:
+        assert self._file is not None
         text = json.dumps(document, ensure_ascii=False).encode()[1:]
         line = b'{"crc": "%08x", %s\n' % (zlib.crc32(text), text)
         self._file.seek(self._end)

@@ -42,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
     answers = parser.add_argument_group("answers by the target")
     answers.add_argument("--regenerate", action="store_true", help="the target writes all answers itself")
     answers.add_argument("--ea-model-path", help="a head of the target: the same answers in less time")
-    answers.add_argument("--temperature", dest="temperatures", type=float, nargs="+", metavar="T", help="of the answers; "
-                         "of several every conversation takes one; default: 0, greedy")  # fmt: skip
+    answers.add_argument("--temperature", dest="temperatures", type=float, nargs="+", metavar="T", help="of the "
+                         "answers; of several every conversation takes one; default: 0, greedy")  # fmt: skip
     answers.add_argument("--max-new-tokens", type=int, help="most tokens of an answer; default: 512")
     answers.add_argument("--batch-size", type=int, help="answers that are written side by side; default: by device")
     answers.add_argument("--seed", type=int, help="of sampling; default: 0")

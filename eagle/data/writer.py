@@ -29,7 +29,7 @@ FREE = ("drop_loops",)
 
 
 class Writer:
-    """A folder in the making.
+    """A folder in the making; what is there stays as it is until there is something to write.
 
     Args:
         folder: where the data goes.
@@ -50,6 +50,7 @@ class Writer:
         self._samples: list[Sample] = []
         self._digests: list[int] = []
         self._written = 0
+        self._stale: int | None = 0
 
     def keep(self, rows: Iterator[Raw], *, may_change: bool = False) -> Iterator[Raw]:
         """Keep the shards that were made of these rows, and return the rows that none of them has.
@@ -88,16 +89,9 @@ class Writer:
                 rows, longer = chain(group, rows), alike == len(made)
                 break
             self.shards, self.counts = self.shards + 1, Counts(**file.about["counts"])
-        self._drop(self.shards + longer)  # a last shard that is only to become longer stays until it is
+        self._stale = self.shards + longer  # a last shard that is only to become longer stays until it is
         self._written = self.counts.tokens
         return rows
-
-    def _drop(self, first: int) -> None:
-        """Delete the shards from one on, the last ones first, after the document that counts them."""
-        (self.folder / SUMMARY).unlink(missing_ok=True)
-        for path in sorted(self.folder.glob("shard_*.safetensors"), reverse=True):
-            if path >= shard_path(self.folder, first):
-                path.unlink()
 
     def add(self, row: Raw, samples: Sequence[Sample]) -> None:
         """Count a row and its samples; write a shard where they fill one."""
@@ -119,7 +113,17 @@ class Writer:
         if full and self._samples:
             self._write(full=True)
 
+    def _drop(self) -> None:
+        """Delete the shards of other rows, the last ones first, after the document that counts them."""
+        if self._stale is not None:
+            (self.folder / SUMMARY).unlink(missing_ok=True)
+            for path in sorted(self.folder.glob("shard_*.safetensors"), reverse=True):
+                if path >= shard_path(self.folder, self._stale):
+                    path.unlink()
+        self._stale = None
+
     def _write(self, *, full: bool) -> None:
+        self._drop()
         made: dict[str, Any] = {"settings": self.settings, "counts": self.counts, "rows": self._digests, "full": full}
         write_shard(self.folder, self.shards, self._samples, **made)
         self._samples, self._digests, self._written = [], [], self.counts.tokens
@@ -129,6 +133,7 @@ class Writer:
         """Write the last shard and `data.json`, which names the sources besides."""
         if self._samples:
             self._write(full=False)
+        self._drop()
         write_summary(self.folder, {**self.settings, **sources}, self.counts, self.shards)
 
 

@@ -211,7 +211,7 @@ def test_only_what_is_missing_is_asked_whatever_changes_about_the_rows(tmp_path,
 
 def test_the_same_question_is_asked_once_and_answered_everywhere(tmp_path, author):
     data = answered([jsonl(tmp_path / "a.jsonl", [row(1)] * 7 + [row(2)] + [row(1, 1)])], tmp_path / "out")
-    assert len(author.asked) == 4 and len(data) == 9 and data.summary["answers"] == 17
+    assert len(author.asked) == 5 and len(data) == 9 and data.summary["answers"] == 17
     assert len({one.ids.tobytes() for one in data[:7]}) == 1
 
 
