@@ -25,9 +25,11 @@ ORDER = """
     eagle.model: utils pair ea_model
     eagle.data: rows sources samples tensor_files shards folder features batches regenerate maker preparation __main__
     eagle.ge_data: disk plan target_embeddings shards allocation
-    eagle.train: settings configure train_batches optimizers heads teachers sources
+    eagle.train: interruption settings schedule configure train_batches optimizers draft_vocabulary
+    eagle.train: heads teachers sources
     eagle.train: ttt_attention training_time_test losses recipe
-    eagle.train: distributed progress checkpoints export acceptance loop main main_deepspeed
+    eagle.train: precision distributed progress checkpoints export checkpoint_head acceptance loop run main
+    eagle.train: main_deepspeed
     eagle.traineagle3: main
     eagle.evaluation: synthetic prompts pairs methods model_meter measure report curve_points plots
     eagle.evaluation: bench curves memory conversation processor spec_bench

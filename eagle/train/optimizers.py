@@ -1,14 +1,11 @@
-"""Optimisers, and a learning rate that is a function of the step alone."""
+"""Optimisers, and the learning rate that they take."""
 
-import math
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from eagle.train.settings import Settings
-
-FINAL = 0.02  # of the peak, where cosine and linear schedules end
 
 
 def optimizers(head: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
@@ -26,17 +23,6 @@ def optimizers(head: nn.Module, settings: Settings) -> list[torch.optim.Optimize
     if not outer:
         return [muon]
     return [muon, torch.optim.AdamW(outer, lr=settings.peak_rate, betas=(0.9, 0.95), weight_decay=0.0)]
-
-
-def rate_at(step: int, steps: int, settings: Settings) -> float:
-    """Return the learning rate of a step: linear warm-up, then cosine or linear to 2 % of the peak, or constant."""
-    shares = {
-        "constant": 1.0,
-        "linear": 1 - (1 - FINAL) * step / steps,
-        "cosine": FINAL + (1 - FINAL) * (1 + math.cos(math.pi * step / steps)) / 2,
-    }
-    warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
-    return settings.peak_rate * warm * shares[settings.lr_scheduler]
 
 
 def set_rate(optims: Iterable[torch.optim.Optimizer], rate: float) -> None:

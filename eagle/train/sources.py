@@ -3,14 +3,14 @@
 Shapes: V vocabulary, D hidden width.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
 from eagle.data.batches import Batches, Bucketed, Packed, Samples
@@ -18,13 +18,16 @@ from eagle.data.features import SUMMARY as FEATURES
 from eagle.data.features import Features, load_features
 from eagle.data.folder import SUMMARY as TEXTS
 from eagle.data.folder import load
-from eagle.data.samples import token_counts
+from eagle.data.shards import shard_path
+from eagle.data.tensor_files import TensorFile
 from eagle.model.checks.diagnosis import checked_target
 from eagle.model.support.loading import load_base
 from eagle.model.support.output_transform import output_matrix
 from eagle.model.target import Taps, TargetModel
 from eagle.train.settings import Settings
 from eagle.train.teachers import FeatureTeacher, TargetTeacher, Teacher
+
+SAMPLED = 16  # values of every tensor that tell one model from another
 
 
 class Source(ABC):
@@ -39,18 +42,16 @@ class Source(ABC):
     Attributes:
         basepath: where the target is.
         template: of the chats, or None.
-        dtype: what a head is written in.
         config: the target's text configuration.
         output_VD: the target's output matrix, or None where it cannot be read (quantised, offloaded, not stored).
     """
 
-    dtype: torch.dtype
     config: PreTrainedConfig
     output_VD: torch.Tensor | None
 
     def __init__(self, settings: Settings, texts: Any, summary: dict[str, Any], device: torch.device) -> None:
         self.settings, self.texts, self.device = settings, texts, device
-        self.basepath: str = settings.basepath or summary["target"]
+        self.basepath: str = settings.base_model_path or summary["target"]
         self.template: str | None = summary["template"]
 
     @cached_property
@@ -71,13 +72,14 @@ class Source(ABC):
         return checked_target(base if placed else base.to(self.device))
 
     @property
-    def fingerprint(self) -> str:
-        """What a run that goes on must find again."""
-        return str(self.texts.fingerprint)
+    def identity(self) -> dict[str, str]:
+        """What a run that goes on must find again, wherever it lies now: the texts and the target."""
+        return {"data": str(self.texts.fingerprint), "target": self.target_fingerprint}
 
-    def counts(self) -> NDArray[np.int64]:
-        """Return how often each token counts in the loss: [V]."""
-        return token_counts(self.texts, self.config.vocab_size)
+    @property
+    @abstractmethod
+    def target_fingerprint(self) -> str:
+        """What only the same target shares."""
 
     @abstractmethod
     def teacher(self, taps: Taps, rows: int) -> Teacher:
@@ -91,8 +93,12 @@ class TextSource(Source):
         data = load(folder)
         super().__init__(settings, data, data.summary, device)
         load(folder, vocabulary=self.target.known_tokens)
-        self.config, self.dtype = self.target.config, self.target.model.dtype
-        self.output_VD = output_matrix(self.target.model)
+        self.config, self.output_VD = self.target.config, output_matrix(self.target.model)
+
+    @property
+    def target_fingerprint(self) -> str:
+        """What only the same target shares, in the same dtype."""
+        return fingerprint(self.target.model.state_dict())
 
     def teacher(self, taps: Taps, rows: int) -> Teacher:
         """Return the target as a teacher."""
@@ -114,7 +120,7 @@ class FeatureSource(Source):
             raise ValueError(f"{folder} holds features for kind={summary['kind']!r}, the run's is {settings.kind!r}")
         self.config = PreTrainedConfig.from_dict(summary["config"])
         embeddings = self.features.target_embeddings()
-        self.output_VD, self.dtype = embeddings.output_VD, embeddings.embeddings_VD.dtype
+        self.output_VD = embeddings.output_VD
         if settings.kind == "eagle" and embeddings.output_VD is None:
             raise ValueError(
                 f"{folder} holds logits instead of the target's output matrix, through which an EAGLE-1/2 head drafts: "
@@ -122,10 +128,19 @@ class FeatureSource(Source):
             )
 
     @property
-    def fingerprint(self) -> str:
-        """What a run that goes on must find again: texts, and how their features were stored."""
-        summary = self.features.summary
-        return f"{super().fingerprint} {summary['dtype']} {summary['top_k']}"
+    def identity(self) -> dict[str, str]:
+        """What a run that goes on must find again: texts, target, and how its features were stored."""
+        summary, found = self.features.summary, super().identity
+        return found | {"data": f"{found['data']} {summary['dtype']} {summary['top_k']}"}
+
+    @property
+    def target_fingerprint(self) -> str:
+        """What only features of the same target share: its embeddings, and what it says of the first and last text."""
+        some: dict[str, Any] = {"embeddings": self.features.target_embeddings().embeddings_VD}
+        for place in (0, len(self.features) - 1):
+            sample = self.features[place]
+            some |= {f"{name} {place}": getattr(sample, name) for name in ("features_TF", "hidden_TD", "top_logits_TK")}
+        return fingerprint({name: tensor for name, tensor in some.items() if tensor is not None})
 
     def teacher(self, taps: Taps, rows: int) -> Teacher:
         """Return the stored features as a teacher.
@@ -151,15 +166,38 @@ def source(settings: Settings, device: torch.device) -> Source:
     if settings.tmpdir is None or missing:
         raise ValueError(f"missing: {'; '.join(missing)}")
     folder = Path(settings.tmpdir)
-    if (folder / TEXTS).is_file():
-        return TextSource(settings, folder, device)
-    if (folder / FEATURES).is_file():
-        return FeatureSource(settings, folder, device)
+    if (held := holds(folder)) is not None:
+        return {TEXTS: TextSource, FEATURES: FeatureSource}[held](settings, folder, device)
     state = f"holds neither {TEXTS} nor {FEATURES}" if folder.is_dir() else "does not exist"
     raise FileNotFoundError(
         f"tmpdir {folder} {state}: make it, or finish it, with python -m eagle.data or "
         "python -m eagle.ge_data.allocation"
     )
+
+
+def holds(folder: Path) -> str | None:
+    """Return the document of the kind of folder that this is, finished or not: texts, features, or neither."""
+    for name in (TEXTS, FEATURES):
+        if (folder / name).is_file():
+            return name
+    if not (first := shard_path(folder, 0)).is_file():
+        return None
+    return FEATURES if "features" in TensorFile(first, "pt").names else TEXTS
+
+
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return what tensors share only if they agree in names, shapes, types and a few values of each.
+
+    A checksum of all values would take minutes for a large target; what was trained further differs everywhere.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        if tensor.device.type != "meta" and tensor.numel():
+            flat = tensor.detach().reshape(-1)
+            some = flat[:: max(1, flat.numel() // SAMPLED)][:SAMPLED].cpu().contiguous()
+            digest.update(some.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def batched(samples: Samples, rows: int, settings: Settings) -> Batches:

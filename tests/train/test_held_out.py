@@ -17,7 +17,7 @@ from eagle.data.samples import Sample
 from eagle.model.dialects.checkpoint import save_head
 from eagle.train import loop
 from eagle.train.acceptance import MeasuredAcceptance, decode, prompts
-from eagle.train.main import run_of
+from eagle.train.run import run_of
 from eagle.train.settings import Settings
 
 SMALL = {"bs": 4, "lr": 0.01, "warmup_steps": 2, "ttt_length": 3}
@@ -117,7 +117,7 @@ def test_a_head_is_written_in_its_target_s_dtype_and_trained_further_in_fp32(tmp
     run_of(run)
     weights = weights_of(run.cpdir)
     assert weights["d2t"].dtype == torch.int64 and weights["fc.weight"].dtype == torch.bfloat16
-    run_of(replace(run, init_from=run.cpdir, draft_vocab_size=None, cpdir=str(tmp_path / "further"), dtype="auto"))
+    run_of(replace(run, ea_model_path=run.cpdir, draft_vocab_size=None, cpdir=str(tmp_path / "further"), dtype="auto"))
     after = weights_of(tmp_path / "further")["fc.weight"]
     assert after.dtype == torch.float32 and not torch.equal(after, after.bfloat16().float())
 

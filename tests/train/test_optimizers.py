@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from eagle.train import loop
-from eagle.train.main import run_of
+from eagle.train.run import run_of
 from eagle.train.optimizers import optimizers, rate_at
 from eagle.train.settings import Settings
 

@@ -16,7 +16,7 @@ import torch
 from teaching import losses_of, school, weights_of
 
 from eagle.train.distributed import accelerator, deepspeed_settings
-from eagle.train.main import run_of
+from eagle.train.run import run_of
 from eagle.train.settings import Settings
 
 TOLERANCE = 1e-4

@@ -20,7 +20,7 @@ from eagle.train.checkpoints import Checkpoints, RunPoint
 from eagle.train.configure import head_config
 from eagle.train.heads import config_of, first_head, new_head
 from eagle.train.loop import shares
-from eagle.train.main import run_of
+from eagle.train.run import run_of
 from eagle.train.progress import Progress
 from eagle.train.settings import Settings
 from eagle.train.sources import batched, source
@@ -123,7 +123,7 @@ def test_tokens_outside_the_loss_are_not_drafted_for_being_frequent(tmp_path):
 def test_the_target_is_the_one_that_is_named_in_the_dtype_that_is_named_and_learns_nothing(tmp_path):
     settings = Settings(**school(tmp_path))
     base_model("mistral").save_pretrained(tmp_path / "other")
-    opened = source(replace(settings, basepath=str(tmp_path / "other"), dtype="bfloat16"), CPU)
+    opened = source(replace(settings, base_model_path=str(tmp_path / "other"), dtype="bfloat16"), CPU)
     assert (opened.basepath, opened.config.model_type) == (str(tmp_path / "other"), "mistral")
     assert (opened.dtype, opened.target.model.dtype) == (torch.bfloat16, torch.bfloat16)
     assert not any(weight.requires_grad for weight in opened.target.model.parameters())
