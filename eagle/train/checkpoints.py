@@ -20,7 +20,7 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from eagle.files import differing, file_checksums, finish_folder, unfinished_folder
+from eagle.files import differing, file_checksums, finish_folder, sweep, unfinished_folder
 
 try:
     import fcntl
@@ -88,7 +88,8 @@ class Checkpoints:
             ValueError: it belongs to another run, and the message names what differs, or it cannot be read.
         """
         if self.accelerator.is_main_process:
-            for half in self.folder.glob("step_*.tmp"):  # of processes that were killed
+            sweep(self.run)  # what processes that were killed have left
+            for half in self.folder.glob("step_*.tmp"):
                 shutil.rmtree(half)
         self.accelerator.wait_for_everyone()
         if not (places := whole(self.run)):

@@ -20,7 +20,15 @@ from eagle.train.run import run_of
 from eagle.train.settings import Settings
 
 TOLERANCE = 1e-4
-SMALL = {"max_steps": 6, "lr": 0.01, "warmup_steps": 2, "save_every": 4, "log_every": 1, "ttt_length": 3}
+SMALL = {
+    "head_dtype": "float32",
+    "max_steps": 6,
+    "lr": 0.01,
+    "warmup_steps": 2,
+    "save_every": 4,
+    "log_every": 1,
+    "ttt_length": 3,
+}
 
 
 def flags(settings: dict[str, object]) -> list[str]:

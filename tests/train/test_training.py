@@ -46,7 +46,16 @@ from eagle.train.settings import Settings
 from eagle.train.training_time_test import training_time_test
 from eagle.traineagle3.main import main as by_the_reference
 
-SMALL = {"bs": 4, "max_steps": 8, "lr": 0.01, "warmup_steps": 2, "save_every": 3, "log_every": 1, "ttt_length": 3}
+SMALL = {
+    "head_dtype": "float32",
+    "bs": 4,
+    "max_steps": 8,
+    "lr": 0.01,
+    "warmup_steps": 2,
+    "save_every": 3,
+    "log_every": 1,
+    "ttt_length": 3,
+}
 
 
 def settings(folder: Path, **changes: object) -> Settings:
@@ -196,7 +205,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_weights(tmp_path, kind, m
 def test_a_run_killed_at_any_point_ends_with_the_same_weights(tmp_path):
     first = settings(tmp_path, kind="eagle3", max_steps=120, save_every=10, log_every=10)
     command = [sys.executable, "-m", "eagle.train.main", "--kind", "eagle3", "--tmpdir", str(first.tmpdir)]
-    for name in ("bs", "max_steps", "lr", "warmup_steps", "save_every", "log_every", "ttt_length"):
+    for name in ("bs", "max_steps", "lr", "warmup_steps", "save_every", "log_every", "ttt_length", "head_dtype"):
         command += [f"--{name}", str(getattr(first, name))]
     run_of(first)
     killed, one_thread = tmp_path / "killed", {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -321,7 +330,7 @@ def test_the_best_head_by_acceptance_length_is_the_one_that_is_kept(tmp_path, mo
     taus = iter([2.0, 3.0, 1.0])
     kept = {}
 
-    def decode(base, path, head, prompts, settings):
+    def decode(base, path, head, prompts, settings, stopped):
         tau = next(taus)
         kept[tau] = weights_of(head)
         return [int(tau) - 1] * 10
@@ -530,16 +539,6 @@ def test_what_cannot_be_done_here_is_refused(tmp_path, monkeypatch):
     if not torch.accelerator.is_available():
         with pytest.raises(ValueError, match="'fp16' needs an accelerator"):
             run_of(replace(first, mixed_precision="fp16"))
-
-
-def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, caplog):
-    def interrupted(settings):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("eagle.train.run.run_of", interrupted)
-    with caplog.at_level("INFO"):
-        assert main(["--tmpdir", "x", "--cpdir", "y"]) == 130
-    assert "the same command goes on after its last checkpoint" in caplog.text
 
 
 def test_a_disk_that_is_full_is_named_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
