@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from teaching import data_folder, losses_of, random_texts, school, weights_of
 
 from eagle import EaModel
+from eagle.ge_data import allocation
 from eagle.train import loop
 from eagle.train.interruption import Interruption
 from eagle.train.main import main
 from eagle.train.run import run_of
 from eagle.train.settings import Settings
-from eagle.train.sources import fingerprint
+from eagle.train.sources import fingerprint, holds
 
 SMALL = {"head_dtype": "float32", "bs": 4, "lr": 0.01, "ttt_length": 2, "log_every": 1, "kind": "eagle3"}
 TEST = {"eval_prompts": 2, "eval_tokens": 6, "eval_total_token": 8}
@@ -150,29 +151,23 @@ def test_an_interruption_while_modules_are_imported_is_answered_in_words(tmp_pat
     assert "interrupted" in done.stderr and f"-m {module} {' '.join(flags)}" in done.stderr
 
 
-KILLER = """
-import os, signal, sys
-left, folder = int(sys.argv[1]), sys.argv[2]
-WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
-
-def kill_at_the_last(event, args):
-    global left
-    writes = event in WRITES or event == "open" and args[1] not in (None, "r", "rb")
-    if writes and str(args[0]).startswith(folder):
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-"""
+WRITES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
 
 def killed_at(write: int, run: Settings) -> bool:
     """Run in a child that is killed at one of its writes; return whether it was."""
     child = os.fork()
     if child == 0:
-        names: dict[str, object] = {}
-        sys.argv = ["", str(write), str(run.cpdir)]
-        exec(KILLER, names)
-        sys.addaudithook(names["kill_at_the_last"])
+        left = [write]
+
+        def watch(event, arguments):
+            writes = event in WRITES or (event == "open" and arguments[1] not in (None, "r", "rb"))
+            if writes and str(arguments[0]).startswith(str(run.cpdir)):
+                left[0] -= 1
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)
         try:
             run_of(run)
         finally:
@@ -180,6 +175,7 @@ def killed_at(write: int, run: Settings) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a forked child cannot use its parent's accelerator")
 def test_a_run_killed_at_any_of_its_writes_ends_as_if_it_had_not_been(tmp_path):
     run = settings(tmp_path, max_steps=4, eval_every=2, save_every=1, keep_checkpoints=1)
     run_of(whole := replace(run, testpath=run.tmpdir, cpdir=str(tmp_path / "whole")))
@@ -195,7 +191,7 @@ def test_a_run_killed_at_any_of_its_writes_ends_as_if_it_had_not_been(tmp_path):
         assert losses_of(broken.cpdir, "tau") == losses_of(whole.cpdir, "tau")
         left = sorted(path.name for path in Path(str(broken.cpdir)).rglob("*") if ".tmp" in path.name)
         assert not left, left
-        write += 23
+        write += 31
     assert killed >= 5
 
 
@@ -329,6 +325,18 @@ def test_any_checkpoint_gives_a_head_without_training(tmp_path, monkeypatch, kin
     shutil.rmtree(tmp_path / "base")
     assert main(["--export", str(run.cpdir), "--cpdir", str(tmp_path / "half"), "--head-dtype", "float16"]) == 0
     assert weights_of(tmp_path / "half")["fc.weight"].dtype == torch.float16
+
+
+@pytest.mark.parametrize("features", [False, True])
+def test_a_folder_is_known_by_its_shards_before_it_is_finished(tmp_path, features):
+    run = settings(tmp_path)
+    folder, named = Path(str(run.tmpdir)), "data.json"
+    if features:
+        folder, named = tmp_path / "features", "features.json"
+        allocation.main(["--outdir", str(folder), "--data", str(run.tmpdir)])
+    assert holds(folder) == named
+    (folder / named).unlink()
+    assert holds(folder) == named and holds(tmp_path) is None
 
 
 def test_what_is_no_checkpoint_gives_no_head(tmp_path):
