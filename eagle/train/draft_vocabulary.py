@@ -97,7 +97,7 @@ class DraftVocabulary:
         proposed = f"--draft-vocab-size {enough}" if enough is not None else "all tokens"
         return (
             f"draft vocabulary: share of the answers of {self.name} that it covers: {row}\n"
-            f"{names[chosen]} are drafted; {proposed} would be the least of these that cover {100 * ENOUGH:.0f} %"
+            f"this run drafts {names[chosen]}; to cover {100 * ENOUGH:.0f} %: {proposed}"
         )
 
 

@@ -31,11 +31,13 @@ class Interruption:
 
     Attributes:
         signal: the first one that came, or None.
+        broke_in: whether it raised KeyboardInterrupt wherever the command was: any error may be what came of that.
         words: what to say of it, asked for when it is said.
     """
 
     def __init__(self, own_process: bool = False) -> None:
         self.signal: int | None = None
+        self.broke_in = False
         self.words: Callable[[], str] = lambda: "interrupted before anything was done"
         self._own_process, self._noting, self._came = own_process, False, 0.0
         self._former: dict[signal.Signals, Any] = {}
@@ -71,6 +73,7 @@ class Interruption:
         if self.signal is None:
             self.signal, self._came = number, time.monotonic()
             if not self._noting:
+                self.broke_in = True
                 raise KeyboardInterrupt
             say(NOTED)
         elif not (_is_launched() and time.monotonic() - self._came < ONE_PRESS):
@@ -88,8 +91,9 @@ def interruptible(work: Callable[[Interruption], int], own_process: bool = False
     with Interruption(own_process) as interruption:
         try:
             return work(interruption)
-        except BaseException:  # what libraries make of a KeyboardInterrupt
-            if interruption.signal is None:
+        except BaseException as error:
+            ended = interruption.broke_in or isinstance(error, KeyboardInterrupt)
+            if interruption.signal is None or not ended:
                 raise
             say(interruption.words())
             return 128 + interruption.signal

@@ -83,6 +83,7 @@ def train(run: Run, progress: Callable[[int, int], Progress]) -> RunPoint:
         shown.add(point.step, loss, tallies_4K, tokens, rate)
         with shown.aside():
             point, stops = _after_step(run, schedule, point, loss, shown)
+    shown.bar.close()
     if stops:
         raise KeyboardInterrupt
     return point

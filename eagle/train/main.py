@@ -47,7 +47,7 @@ def _work(argv: list[str] | None, command: str, interruption: Interruption, defa
     try:
         _train_or_export(settings, interruption)
     except (ValueError, OSError, ImportError, NotImplementedError, FloatingPointError) as refusal:
-        if interruption.noted:  # what a library made of it
+        if interruption.broke_in:  # what a library made of it
             raise
         raise SystemExit(f"python -m {MODULE}: {refusal}") from refusal
     return 0

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             folders.update({name: prepared(path, args.savedir / "data" / name, args) for name, path in paths.items()})
         except (ValueError, OSError, ImportError) as refusal:
-            if interruption.noted:
+            if interruption.broke_in:
                 raise
             command.error(str(refusal).partition("\n")[0])
         return 0

@@ -57,10 +57,10 @@ def test_without_held_out_texts_every_tenth_is_measured_by_the_other_nine():
 def test_the_least_size_that_covers_enough_is_proposed():
     many = Listed(rows(*[list(range(1500))] * 10))
     report = DraftVocabulary(many, 5000).report(1024)
-    assert "1,024 are drafted; --draft-vocab-size 2048 would be the least" in report
+    assert "this run drafts 1,024; to cover 99 %: --draft-vocab-size 2048" in report
     assert share(report, "1,024") == pytest.approx(100 * 1024 / 1500, abs=0.01) and share(report, "2,048") == 100
     assert "8,192" not in report, "larger than the target's vocabulary"
-    assert "all tokens would be" in DraftVocabulary(Listed(rows(*[list(range(900))] * 10)), 1000).report(30)
+    assert "to cover 99 %: all tokens" in DraftVocabulary(Listed(rows(*[list(range(900))] * 10)), 1000).report(30)
 
 
 def test_counts_are_the_same_in_pieces_of_any_size(monkeypatch):

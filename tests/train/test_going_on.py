@@ -116,6 +116,18 @@ def test_what_a_library_makes_of_an_interruption_is_no_error_of_its_own(tmp_path
     assert "numpy" not in capfd.readouterr().err
 
 
+def test_an_interruption_hides_no_error_that_came_after_it(tmp_path, monkeypatch, capfd):
+    run = settings(tmp_path)
+
+    def full(self, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Accelerator, "save_state", full)
+    interrupted_before(monkeypatch, 1)
+    with pytest.raises(SystemExit, match=r"no checkpoint could be written .*No space left.*there is none yet"):
+        main(command(run, "--max-steps=6", "--save-every=50"))
+
+
 def test_a_measurement_that_was_interrupted_is_made_when_the_run_goes_on(tmp_path, monkeypatch):
     run = settings(tmp_path, max_steps=4, eval_every=2, save_every=3)
     run = replace(run, testpath=run.tmpdir)
