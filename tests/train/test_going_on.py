@@ -190,7 +190,8 @@ def killed_at(write: int, run: Settings) -> bool:
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="a forked child cannot use its parent's accelerator")
 def test_a_run_killed_at_any_of_its_writes_ends_as_if_it_had_not_been(tmp_path):
-    run = settings(tmp_path, max_steps=4, eval_every=2, save_every=1, keep_checkpoints=1)
+    small = {"eval_prompts": 1, "eval_tokens": 3}
+    run = settings(tmp_path, max_steps=4, eval_every=2, save_every=1, keep_checkpoints=1, **small)
     run_of(whole := replace(run, testpath=run.tmpdir, cpdir=str(tmp_path / "whole")))
     write, killed = 3, 0
     while killed < 40:
@@ -204,7 +205,7 @@ def test_a_run_killed_at_any_of_its_writes_ends_as_if_it_had_not_been(tmp_path):
         assert losses_of(broken.cpdir, "tau") == losses_of(whole.cpdir, "tau")
         left = sorted(path.name for path in Path(str(broken.cpdir)).rglob("*") if ".tmp" in path.name)
         assert not left, left
-        write += 31
+        write += 23
     assert killed >= 5
 
 
