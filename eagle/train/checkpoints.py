@@ -58,7 +58,7 @@ class Checkpoints:
         accelerator: what saves and loads.
         identity: what a run that is continued must have in common with this one.
         keep: how many stay.
-        origin: what the head is and how it came about, to be kept with its weights.
+        facts: what else is to be kept with them, so that a head is had without its run, and a run without guessing.
 
     Raises:
         ValueError: another process is training into this folder.
@@ -70,10 +70,10 @@ class Checkpoints:
         accelerator: Accelerator,
         identity: dict[str, Any],
         keep: int,
-        origin: dict[str, Any] | None = None,
+        facts: dict[str, Any] | None = None,
     ) -> None:
         self.run, self.folder, self.accelerator = folder, folder / FOLDER, accelerator
-        self.identity, self.keep, self.origin = identity, keep, origin
+        self.identity, self.keep, self.facts = identity, keep, facts or {}
         self._claim = _claimed(folder) if accelerator.is_main_process else None
 
     def best_steps(self) -> set[int]:
@@ -137,7 +137,7 @@ class Checkpoints:
             raise OSError(f"no checkpoint could be written to {self.folder} ({words}): {stays}") from failure
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            made: dict[str, Any] = {"point": asdict(point), "identity": self.identity, "origin": self.origin}
+            made: dict[str, Any] = {"point": asdict(point), "identity": self.identity, **self.facts}
             made["files"] = file_checksums(unfinished)
             made["checksum"] = _checksum(made)
             (unfinished / RUN).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
@@ -153,10 +153,10 @@ def whole(run: Path) -> list[Path]:
     return sorted(path.parent for path in (run / FOLDER).glob(f"step_*/{RUN}") if path.parent.suffix != ".tmp")
 
 
-def begun_with(run: Path) -> dict[str, Any]:
-    """Return the identity of the run in a folder, as its last checkpoint says it; nothing where there is none."""
+def begun(run: Path) -> dict[str, Any]:
+    """Return what the last checkpoint in a run's folder says of the run; nothing where there is none."""
     try:
-        return dict(document(whole(run)[-1], False)["identity"])
+        return document(whole(run)[-1], checked=False)
     except (IndexError, ValueError):
         return {}
 

@@ -10,7 +10,7 @@ from eagle.data.folder import Prepared, load
 from eagle.model.configs import tapped_layers
 from eagle.model.head import DraftHead
 from eagle.train.acceptance import AcceptanceEvaluator, prompts
-from eagle.train.checkpoints import Checkpoints, begun_with
+from eagle.train.checkpoints import Checkpoints, begun
 from eagle.train.configure import as_published
 from eagle.train.distributed import accelerator, shards_weights
 from eagle.train.draft_vocabulary import DraftVocabulary
@@ -42,10 +42,11 @@ def run_of(settings: Settings, interruption: Interruption | None = None) -> None
     """
     interruption = interruption or Interruption()
     folder = Path(str(settings.cpdir))
-    precision = chosen_precision(settings, begun_with(folder).get("mixed_precision") if settings.cpdir else None)
+    before = begun(folder) if settings.cpdir is not None else {}
+    precision = chosen_precision(settings, before.get("identity", {}).get("mixed_precision"))
     settings = replace(settings, mixed_precision=precision.name)  # type: ignore[arg-type]
     processes = accelerator(settings)
-    learnt_from = source(settings, processes.device)
+    learnt_from = source(settings, processes.device, before.get("shards"))
     held_out = _held_out(settings, learnt_from)
     texts = prompts(held_out, settings.eval_prompts) if held_out is not None else []
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +85,13 @@ def run_of(settings: Settings, interruption: Interruption | None = None) -> None
         model=model,
         optims=optims,
         teacher=teacher,
-        checkpoints=Checkpoints(folder, processes, identity, settings.keep_checkpoints, vars(origin)),
+        checkpoints=Checkpoints(
+            folder,
+            processes,
+            identity,
+            settings.keep_checkpoints,
+            {"origin": vars(origin), "shards": learnt_from.shards},
+        ),
         evaluate=AcceptanceEvaluator(exporter, learnt_from.target.model, learnt_from.basepath, texts, settings, stopped)
         if texts
         else None,

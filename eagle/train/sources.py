@@ -4,6 +4,7 @@ Shapes: V vocabulary, D hidden width.
 """
 
 import hashlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
@@ -18,7 +19,7 @@ from eagle.data.features import SUMMARY as FEATURES
 from eagle.data.features import Features, load_features
 from eagle.data.folder import SUMMARY as TEXTS
 from eagle.data.folder import load
-from eagle.data.shards import shard_path
+from eagle.data.shards import Texts, shard_path
 from eagle.data.tensor_files import TensorFile
 from eagle.model.checks.diagnosis import checked_target
 from eagle.model.support.loading import load_base
@@ -27,6 +28,7 @@ from eagle.model.target import Taps, TargetModel
 from eagle.train.settings import Settings
 from eagle.train.teachers import FeatureTeacher, TargetTeacher, Teacher
 
+logger = logging.getLogger(__name__)
 SAMPLED = 16  # values of every tensor that tell one model from another
 
 
@@ -42,6 +44,7 @@ class Source(ABC):
     Attributes:
         basepath: where the target is.
         template: of the chats, or None.
+        shards: that the texts are in.
         config: the target's text configuration.
         output_VD: the target's output matrix, or None where it cannot be read (quantised, offloaded, not stored).
     """
@@ -49,10 +52,11 @@ class Source(ABC):
     config: PreTrainedConfig
     output_VD: torch.Tensor | None
 
-    def __init__(self, settings: Settings, texts: Any, summary: dict[str, Any], device: torch.device) -> None:
+    def __init__(self, settings: Settings, texts: Texts, summary: dict[str, Any], device: torch.device) -> None:
         self.settings, self.texts, self.device = settings, texts, device
         self.basepath: str = settings.base_model_path or summary["target"]
         self.template: str | None = summary["template"]
+        self.shards = int(texts.files)
 
     @cached_property
     def target(self) -> TargetModel:
@@ -87,12 +91,21 @@ class Source(ABC):
 
 
 class TextSource(Source):
-    """Texts of `python -m eagle.data`: the target runs in the loop."""
+    """Texts of `python -m eagle.data`: the target runs in the loop.
 
-    def __init__(self, settings: Settings, folder: Path, device: torch.device) -> None:
-        data = load(folder)
-        super().__init__(settings, data, data.summary, device)
-        load(folder, vocabulary=self.target.known_tokens)
+    Args:
+        shards: that a run began with, which it goes on with where the folder has grown; None means all.
+    """
+
+    def __init__(self, settings: Settings, folder: Path, device: torch.device, shards: int | None = None) -> None:
+        prepared = load(folder)
+        data: Texts = prepared
+        if shards is not None and shards < data.files:
+            logger.info("%s has grown: the run goes on with the %d shards that it began with", folder, shards)
+            data = Texts(folder, shards)
+        super().__init__(settings, data, prepared.summary, device)
+        if prepared.summary["vocabulary"] > self.target.known_tokens:
+            load(folder, vocabulary=self.target.known_tokens)  # which says what is wrong
         self.config, self.output_VD = self.target.config, output_matrix(self.target.model)
 
     @property
@@ -155,8 +168,13 @@ class FeatureSource(Source):
         return FeatureTeacher(self.features, self.config, batches, self.device)
 
 
-def source(settings: Settings, device: torch.device) -> Source:
+def source(settings: Settings, device: torch.device, shards: int | None = None) -> Source:
     """Open what a run is told to learn from.
+
+    Args:
+        settings: the run's.
+        device: where the head is.
+        shards: see `TextSource`.
 
     Raises:
         ValueError, FileNotFoundError: something is missing, with how to make it.
@@ -166,8 +184,11 @@ def source(settings: Settings, device: torch.device) -> Source:
     if settings.tmpdir is None or missing:
         raise ValueError(f"missing: {'; '.join(missing)}")
     folder = Path(settings.tmpdir)
-    if (held := holds(folder)) is not None:
-        return {TEXTS: TextSource, FEATURES: FeatureSource}[held](settings, folder, device)
+    held = holds(folder)
+    if held == TEXTS:
+        return TextSource(settings, folder, device, shards)
+    if held == FEATURES:
+        return FeatureSource(settings, folder, device)
     state = f"holds neither {TEXTS} nor {FEATURES}" if folder.is_dir() else "does not exist"
     raise FileNotFoundError(
         f"tmpdir {folder} {state}: make it, or finish it, with python -m eagle.data or "

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from teaching import data_folder, losses_of, random_texts, school, weights_of
 
 from eagle import EaModel
+from eagle.data.folder import Counts, read_summary, write_shard, write_summary
 from eagle.ge_data import allocation
 from eagle.train import loop
 from eagle.train.interruption import Interruption
@@ -253,6 +254,23 @@ def test_inputs_are_what_is_in_them_wherever_they_lie(tmp_path):
     run = replace(run, max_steps=3, **{name: str(moved / place) for name, place in there.items()})
     run_of(run)
     assert len(losses_of(run.cpdir)) == 3
+
+
+def test_a_run_goes_on_with_the_texts_it_began_with_where_their_folder_has_grown(tmp_path):
+    run = settings(tmp_path, max_steps=2)
+    run_of(run)
+    folder, more = Path(str(run.tmpdir)), random_texts(*([40] * 9), seed=5).samples
+    summary = read_summary(folder)
+    made = {name: summary[name] for name in ("target", "template", "vocabulary", "vocabulary_hash")}
+    counts = Counts(**{name: summary[name] for name in Counts.__dataclass_fields__})
+    for sample in more:
+        counts.add(sample)
+    write_shard(folder, 1, more, settings=made, counts=counts)
+    write_summary(folder, made, counts, 2)
+    run_of(replace(run, max_steps=8))
+    run_of(fresh := replace(run, max_steps=8, cpdir=str(tmp_path / "fresh")))
+    assert len(losses_of(run.cpdir)) == 8 and losses_of(run.cpdir) != losses_of(fresh.cpdir)
+    assert "8 steps, 768 tokens" in (Path(str(run.cpdir)) / "README.md").read_text()  # 24 each: none of the longer ones
 
 
 def test_another_target_or_another_head_to_begin_with_is_refused(tmp_path):

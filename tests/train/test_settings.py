@@ -1,14 +1,15 @@
 """Settings of a run: a file says values, never flags; every number is one that can be computed with."""
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
 
+import eagle.data
 from eagle import cli
-from eagle.data import preparation
 from eagle.ge_data import allocation
 from eagle.train import configure
 from eagle.train.settings import Settings, parse
@@ -85,7 +86,7 @@ def test_target_and_head_have_one_name_each_and_the_former_ones_still_work(tmp_p
 @pytest.mark.parametrize(
     ("made", "former", "rest"),
     [
-        (preparation.parser, "--tokenizer", ["x", "--out", "y"]),
+        (sys.modules[eagle.data.main.__module__].parser, "--tokenizer", ["x", "--out", "y"]),
         (allocation.parser, "--basepath", ["--outdir", "y"]),
         (configure.parser, "--basepath", ["--out", "y"]),
         (traineagle3.parser, "--basepath", ["--trainpath", "x", "--savedir", "y"]),
