@@ -21,7 +21,7 @@ from eagle.train.loop import Run, train
 from eagle.train.optimizers import optimizers
 from eagle.train.precision import chosen_precision
 from eagle.train.progress import Progress
-from eagle.train.recipe import Eagle3Recipe, EagleRecipe, Recipe
+from eagle.train.recipe import Eagle3Recipe, EagleRecipe, Recipe, objective_of
 from eagle.train.settings import Settings
 from eagle.train.sources import Source, fingerprint, source
 
@@ -59,9 +59,9 @@ def run_of(settings: Settings, interruption: Interruption | None = None) -> None
     teacher = learnt_from.teacher(taps, identity["rows"])
     recipe: Recipe
     if settings.kind == "eagle":
-        recipe = EagleRecipe(head, teacher, settings.gradient_checkpointing)
+        recipe = EagleRecipe(head, teacher, objective_of(settings), settings.gradient_checkpointing)
     else:
-        recipe = Eagle3Recipe(head, teacher, settings.ttt_length, settings.gradient_checkpointing)
+        recipe = Eagle3Recipe(head, teacher, objective_of(settings), settings.gradient_checkpointing)
     recipe.sharded = shards_weights(processes)
     batches = teacher.batches
     origin = Origin(
