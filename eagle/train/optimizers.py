@@ -1,6 +1,5 @@
-"""Optimisers, and a learning rate that is a function of the step alone."""
+"""Optimisers, and the learning rate that they take."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,7 +8,6 @@ from torch import nn
 
 from eagle.train.settings import Settings
 
-FINAL = 0.02  # of the peak, where cosine and linear schedules end
 SHARE = "share"
 OUTPUT = "lm_head"
 
@@ -42,17 +40,6 @@ def _groups(named: Sequence[tuple[str, nn.Parameter]], settings: Settings, weigh
     rest = [weight for _, weight in named if not any(weight is other for other in output)]
     groups: list[dict[str, Any]] = [{"params": rest}, {"params": output, "lr": settings.lm_head_lr, SHARE: share}]
     return [group | {"weight_decay": weight_decay} for group in groups if group["params"]]
-
-
-def rate_at(step: int, steps: int, settings: Settings) -> float:
-    """Return the learning rate of a step: linear warm-up, then cosine or linear to 2 % of the peak, or constant."""
-    shares = {
-        "constant": 1.0,
-        "linear": 1 - (1 - FINAL) * step / steps,
-        "cosine": FINAL + (1 - FINAL) * (1 + math.cos(math.pi * step / steps)) / 2,
-    }
-    warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
-    return settings.peak_rate * warm * shares[settings.lr_scheduler]
 
 
 def set_rate(optims: Iterable[torch.optim.Optimizer], rate: float) -> None:

@@ -11,15 +11,16 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from eagle.train import loop
-from eagle.train.main import run_of
-from eagle.train.optimizers import optimizers, rate_at
+from eagle.train.optimizers import optimizers
+from eagle.train.run import run_of
+from eagle.train.schedule import Schedule
 from eagle.train.settings import Settings
 
 
 def rates(steps: int, schedule: str, warmup: int = 0) -> list[float]:
     """Return the learning rates of a run as parts of the peak, and the one after its end."""
     chosen = Settings(lr=0.1, lr_scheduler=schedule, warmup_steps=warmup)
-    return [rate_at(step, steps, chosen) / 0.1 for step in range(steps + 1)]
+    return [Schedule(chosen, steps).rate(step) / 0.1 for step in range(steps + 1)]
 
 
 def head() -> nn.Module:
@@ -51,8 +52,8 @@ def test_every_step_is_taken_at_the_rate_of_its_place_and_metrics_say_so(tmp_pat
 
     monkeypatch.setattr(loop, "one_step", watched)
     run_of(run)
-    assert taken == [{rate_at(step, 4, run)} for step in range(4)]
-    assert losses_of(run.cpdir, "learning_rate") == [rate_at(step, 4, run) for step in range(4)]
+    rates = [Schedule(run, 4).rate(step) for step in range(4)]
+    assert taken == [{rate} for rate in rates] and losses_of(run.cpdir, "learning_rate") == rates
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

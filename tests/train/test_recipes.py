@@ -21,7 +21,8 @@ from torch import nn
 from eagle.model.head import DraftHead
 from eagle.model.target import TargetModel
 from eagle.train.configure import head_config
-from eagle.train.heads import frequent_tokens, new_head
+from eagle.train.draft_vocabulary import frequent_tokens
+from eagle.train.heads import new_head
 from eagle.train.recipe import EAGLE, EAGLE3, Objective
 
 TOLERANCE = 1e-5

@@ -38,15 +38,26 @@ from eagle.model.drafter import Drafter
 from eagle.model.target import TargetModel
 from eagle.train import loop
 from eagle.train.configure import as_published, head_config
-from eagle.train.heads import frequent_tokens, new_head
+from eagle.train.draft_vocabulary import frequent_tokens
+from eagle.train.heads import new_head
 from eagle.train.losses import smooth_l1, token_loss
-from eagle.train.main import main, run_of
+from eagle.train.main import main
 from eagle.train.recipe import EAGLE, EAGLE3, Objective, objective_of
+from eagle.train.run import run_of
 from eagle.train.settings import Settings
 from eagle.train.training_time_test import training_time_test
 from eagle.traineagle3.main import main as by_the_reference
 
-SMALL = {"bs": 4, "max_steps": 8, "lr": 0.01, "warmup_steps": 2, "save_every": 3, "log_every": 1, "ttt_length": 3}
+SMALL = {
+    "head_dtype": "float32",
+    "bs": 4,
+    "max_steps": 8,
+    "lr": 0.01,
+    "warmup_steps": 2,
+    "save_every": 3,
+    "log_every": 1,
+    "ttt_length": 3,
+}
 
 
 def settings(folder: Path, **changes: object) -> Settings:
@@ -218,7 +229,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_weights(tmp_path, kind, m
 def test_a_run_killed_at_any_point_ends_with_the_same_weights(tmp_path):
     first = settings(tmp_path, kind="eagle3", max_steps=120, save_every=10, log_every=10)
     command = [sys.executable, "-m", "eagle.train.main", "--kind", "eagle3", "--tmpdir", str(first.tmpdir)]
-    for name in ("bs", "max_steps", "lr", "warmup_steps", "save_every", "log_every", "ttt_length"):
+    for name in ("bs", "max_steps", "lr", "warmup_steps", "save_every", "log_every", "ttt_length", "head_dtype"):
         command += [f"--{name}", str(getattr(first, name))]
     run_of(first)
     killed, one_thread = tmp_path / "killed", {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -344,7 +355,7 @@ def test_the_best_head_by_acceptance_length_is_the_one_that_is_kept(tmp_path, mo
     taus = iter([2.0, 3.0, 1.0])
     kept = {}
 
-    def decode(base, path, head, prompts, settings):
+    def decode(base, path, head, prompts, settings, stopped):
         tau = next(taus)
         kept[tau] = weights_of(head)
         return [int(tau) - 1] * 10
@@ -373,7 +384,7 @@ def test_the_acceptance_length_while_training_is_that_of_decoding_with_the_head(
 def test_training_goes_on_from_a_head_and_keeps_its_draft_vocabulary(tmp_path):
     first = settings(tmp_path, kind="eagle3", draft_vocab_size=20, max_steps=3, fc_norm=True)
     run_of(first)
-    further = again(first, "further", init_from=first.cpdir, draft_vocab_size=None, fc_norm=False, lr=1e-6)
+    further = again(first, "further", ea_model_path=first.cpdir, draft_vocab_size=None, fc_norm=False, lr=1e-6)
     data = data_folder(tmp_path / "other", random_texts(*([30] * 8), seed=5), str(tmp_path / "base"))
     run_of(replace(further, tmpdir=str(data)))
     before, after = weights_of(first.cpdir), weights_of(further.cpdir)
@@ -459,8 +470,8 @@ def test_flags_win_over_the_file_and_unknown_names_are_refused(tmp_path, capsys)
         ({"kind": "eagle3", "draft_vocab_size": 1}, "draft_vocab_size=1 must be at least 2"),
         ({"kind": "eagle", "draft_vocab_size": 5, "fc_norm": True}, "draft_vocab_size, fc_norm: EAGLE-3's alone"),
         (
-            {"kind": "eagle3", "init_from": "x", "tap_layers": [1, 2, 3]},
-            "tap_layers: the head of init_from='x' has its",
+            {"kind": "eagle3", "ea_model_path": "x", "tap_layers": [1, 2, 3]},
+            "tap_layers: the head of ea_model_path='x' has its",
         ),
         ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
         ({"ttt_length": 0}, "ttt_length=0 must be at least 1"),
@@ -548,7 +559,7 @@ def test_stored_logits_teach_as_much_as_they_hold(tmp_path):
     first = settings(tmp_path, kind="eagle3", draft_vocab_size=30, max_steps=1)
     run_of(first)
     # All go on from one head: without the target's output matrix a new one begins with another.
-    on_line = again(first, "on line", init_from=first.cpdir, draft_vocab_size=None, max_steps=6, lr=1e-3)
+    on_line = again(first, "on line", ea_model_path=first.cpdir, draft_vocab_size=None, max_steps=6, lr=1e-3)
     run_of(on_line)
     losses = []
     for count in (VOCABULARY, 20):
@@ -581,7 +592,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path, monkeypatch):
     (tmp_path / "head.yaml").write_text("hidden: 3")
     for changes, words in (
         ({"configpath": str(tmp_path / "head.yaml")}, "head.yaml is no JSON"),
-        ({"basepath": str(tmp_path / "data")}, "the target .*data cannot be loaded"),
+        ({"base_model_path": str(tmp_path / "data")}, "the target .*data cannot be loaded"),
         ({"target_device_map": "cuda:7"}, "the target .*base cannot be loaded"),
         ({"testpath": str(tmp_path / "none")}, "none holds no data.json"),
     ):
@@ -598,16 +609,6 @@ def test_what_cannot_be_done_here_is_refused(tmp_path, monkeypatch):
     if not torch.accelerator.is_available():
         with pytest.raises(ValueError, match="'fp16' needs an accelerator"):
             run_of(replace(first, mixed_precision="fp16"))
-
-
-def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, caplog):
-    def interrupted(settings):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("eagle.train.main.run_of", interrupted)
-    with caplog.at_level("INFO"):
-        assert main(["--tmpdir", "x", "--cpdir", "y"]) == 130
-    assert "the same command goes on after its last checkpoint" in caplog.text
 
 
 def test_a_disk_that_is_full_is_named_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
