@@ -27,9 +27,11 @@ ORDER = """
     eagle.data: answer_file answer_rules dialogues interview continuous batched regenerate endpoint processes
     eagle.data: author_choice maker preparation command __main__
     eagle.ge_data: disk plan target_embeddings shards allocation
-    eagle.train: settings configure train_batches optimizers heads teachers sources
+    eagle.train: interruption settings schedule configure train_batches optimizers draft_vocabulary
+    eagle.train: heads teachers sources
     eagle.train: ttt_attention training_time_test losses recipe
-    eagle.train: distributed progress checkpoints export acceptance loop main main_deepspeed
+    eagle.train: precision distributed progress checkpoints export checkpoint_head acceptance loop run main
+    eagle.train: main_deepspeed
     eagle.traineagle3: main
     eagle.evaluation: synthetic prompts pairs methods model_meter measure report curve_points plots
     eagle.evaluation: bench curves memory conversation processor spec_bench

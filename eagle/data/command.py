@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(prog="python -m eagle.data", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("sources", nargs="+", help=".json, .jsonl, .txt or .parquet, folders, names of datasets")
-    parser.add_argument("--tokenizer", required=True, help="folder or Hub id of the target")
+    parser.add_argument("--base-model-path", "--tokenizer", required=True, help="folder or Hub id of the target")
     parser.add_argument("--out", type=Path, required=True, help="where the data goes")
     parser.add_argument("--template", help="FastChat template; default: the tokenizer's chat template")
     parser.add_argument("--max-length", type=int, help="tokens at which conversations and documents are cut")
@@ -111,8 +111,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     try:
         options["regeneration"] = _regeneration(args)
-        tokenizer = load_tokenizer(args.tokenizer)
-        data = prepare(args.sources, tokenizer, args.out, target=args.tokenizer, **options)
+        tokenizer = load_tokenizer(args.base_model_path)
+        data = prepare(args.sources, tokenizer, args.out, target=args.base_model_path, **options)
     except (ValueError, NotImplementedError, OSError, ImportError) as refusal:
         command.error(str(refusal).partition("\n")[0])
     except RuntimeError as failure:

@@ -199,12 +199,18 @@ def _chosen(logits_RV: torch.Tensor, rows: Sequence[_Row]) -> list[int]:
     tokens_R = scores_RV.argmax(-1)
     for temperature in {row.temperature for row in rows if row.noise is not None}:
         places = [place for place, row in enumerate(rows) if row.temperature == temperature]
-        noise = [rows[place].noise.at([len(rows[place].ids)], [0], scores_RV.shape[-1]) for place in places]
-        tokens_R[places] = pick(scores_RV[places] / temperature, torch.cat(noise))
+        noise_PV = torch.cat([_noise(rows[place], scores_RV.shape[-1]) for place in places])
+        tokens_R[places] = pick(scores_RV[places] / temperature, noise_PV)
     tokens = tokens_R.tolist()
     if NO_TOKEN in tokens:
         raise RuntimeError("the target's logits are no distribution (NaN or infinite)")
     return tokens
+
+
+def _noise(row: _Row, width: int) -> torch.Tensor:
+    """Return the noise [1, V] of a row's next token."""
+    assert row.noise is not None
+    return row.noise.at([len(row.ids)], [0], width)
 
 
 def _groups(questions: Sequence[Question]) -> Iterator[Sequence[Question]]:

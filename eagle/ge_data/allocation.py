@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 MISSING = (
     "--data missing: the texts, a folder that python -m eagle.data makes of conversations and documents:\n"
-    "  python -m eagle.data chats.jsonl --tokenizer BASE --out DATA\n"
+    "  python -m eagle.data chats.jsonl --base-model-path BASE --out DATA\n"
     "  python -m eagle.ge_data.allocation --outdir FEATURES --data DATA"
 )
 REFUSALS = (ValueError, OSError, NotImplementedError, ImportError)
@@ -223,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eagle.ge_data.allocation", description=about, allow_abbrev=False)
     parser.add_argument("--outdir", type=Path, required=True, help="where the features go")
     parser.add_argument("--data", type=Path, help="folder of python -m eagle.data")
-    parser.add_argument("--basepath", help="target; default: the one that the data was made for")
+    parser.add_argument("--base-model-path", "--basepath", help="target; default: the one that the data was made for")
     parser.add_argument("--kind", choices=("eagle3", "eagle"), default="eagle3", help="which head reads the features")
     parser.add_argument("--tap-layers", type=int, nargs="+", help="layers whose inputs they are; default: 2, n//2, n-3")
     parser.add_argument("--top-logits", type=int, metavar="K", help="store the target's K highest logits instead of "
@@ -267,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
     command = parser()
     args = command.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    chosen = {"target": args.basepath, "batch": args.bs, "top_k": args.top_logits}
+    chosen = {"target": args.base_model_path, "batch": args.bs, "top_k": args.top_logits}
     chosen |= {name: getattr(args, name) for name in ("kind", "tap_layers", "dtype", "shard_mb", "quantised")}
     options: dict[str, Any] = {"dtype": "auto"} | ({args.quantised: True} if args.quantised else {})
     if args.device_map is not None:
