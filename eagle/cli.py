@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="eagle", description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser("doctor", help="check in seconds whether a base model, and a head, are supported")
-    doctor.add_argument("--base", required=True, help="folder or Hub id of the base model")
+    doctor.add_argument("--base-model-path", "--base", required=True, help="folder or Hub id of the base model")
     doctor.add_argument("--ea-model-path", help="folder or Hub id of its draft head")
     doctor.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     doctor.add_argument("--device-map", help="auto, cpu, cuda, …")
@@ -49,13 +49,15 @@ def doctor(args: argparse.Namespace) -> int:
         options["trust_remote_code"] = True
     try:
         if args.ea_model_path is None:
-            report = diagnose(load_base(args.base, options))
+            report = diagnose(load_base(args.base_model_path, options))
         else:
-            model = EaModel.from_pretrained(base_model_path=args.base, ea_model_path=args.ea_model_path, **options)
+            model = EaModel.from_pretrained(
+                base_model_path=args.base_model_path, ea_model_path=args.ea_model_path, **options
+            )
             report = model.self_check()
     except (ImportError, ValueError, OSError, RuntimeError, AssertionError, SafetensorError) as refusal:
         words = str(refusal).partition("\n")[0]  # transformers goes on with a list of all it knows
-        report = Report(args.base, (Check("loading", False, words),), 0.0)
+        report = Report(args.base_model_path, (Check("loading", False, words),), 0.0)
     if args.json:
         sys.stdout.write(json.dumps({**dataclasses.asdict(report), "passed": report.passed}) + "\n")
     else:

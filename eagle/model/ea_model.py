@@ -52,7 +52,7 @@ class EaModel(Facade, nn.Module):
         ea_layer_state_dict: the head's tensors, where they are loaded already.
         tree: "dynamic" (EAGLE-2 and 3), "static" (EAGLE-1), or a list of root-to-node paths.
         compile: pack the linear layers of target and head for this processor: faster on a CPU, twice their memory.
-        cuda_graphs: run steps as CUDA graphs; off because it has not been run on a GPU yet.
+        cuda_graphs: run steps as CUDA graphs, on one CUDA device.
         hub: revision, token, cache_dir, … for the head's download.
 
     Raises:
