@@ -14,7 +14,7 @@ ROOT = Path(eagle.__file__).parent
 ORDER = """
     eagle: files chat
     eagle.model: kinds choices tree configs stats sampling cache_layer kv_cache verify head
-    eagle.model.dialects: weights fields checkpoint
+    eagle.model.dialects: weights fields token_maps checkpoint
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
     eagle.model: target target_features draft_state drafter cache_reuse request_state walk step
     eagle.model.adaptive: costs profile cost_file trees prepared chooser
@@ -22,7 +22,7 @@ ORDER = """
     eagle.model.graphs: static_cache static_draft_state device_step pool replay
     eagle.model.call: inputs settings prepare reference output facade
     eagle.model.checks: self_check diagnosis
-    eagle.model: utils pair ea_model
+    eagle.model: utils draft_vocabulary pair ea_model
     eagle.data: rows sources samples tensor_files shards folder features batches regenerate maker preparation __main__
     eagle.ge_data: disk plan target_embeddings shards allocation
     eagle.train: settings configure train_batches optimizers heads teachers sources
