@@ -27,7 +27,7 @@ ORDER = """
     eagle.ge_data: disk plan target_embeddings shards allocation
     eagle.train: settings configure train_batches optimizers heads teachers sources
     eagle.train: ttt_attention training_time_test losses recipe
-    eagle.train: distributed progress checkpoints export acceptance loop main main_deepspeed
+    eagle.train: distributed progress checkpoints export acceptance loop main main_deepspeed token_map
     eagle.traineagle3: main
     eagle.evaluation: synthetic prompts pairs methods model_meter measure report curve_points plots
     eagle.evaluation: bench curves memory conversation processor spec_bench

@@ -68,7 +68,7 @@ def build_head(config: EConfig, state: Mapping[str, torch.Tensor], target: Any) 
         NotImplementedError: an EAGLE-3 head of several layers.
     """
     state = {name: tensor for name, tensor in state.items() if not name.endswith(TOLERATED)}
-    is_eagle3 = _is_eagle3(state)
+    is_eagle3 = is_eagle3_state(state)
     if is_eagle3:
         state = _with_midlayer(state)
     _check_layers(config, state, is_eagle3)
@@ -105,7 +105,7 @@ def _rotary(config: EConfig) -> LlamaRotaryEmbedding:
     return rotary
 
 
-def _is_eagle3(state: Mapping[str, torch.Tensor]) -> bool:
+def is_eagle3_state(state: Mapping[str, torch.Tensor]) -> bool:
     """Tell the kind of head by its tensors: an EAGLE-3 layer attends over embedding and hidden state side by side.
 
     Raises:

@@ -9,6 +9,7 @@ Shapes: W draft vocabulary.
 
 import io
 import logging
+from collections.abc import Collection
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -43,14 +44,14 @@ def asked_tokens(token_map: Any, **hub: Any) -> torch.Tensor | Literal[False] | 
         return token_map
     if isinstance(token_map, str | PathLike):
         return read_token_map(str(token_map), **hub)
-    if isinstance(token_map, torch.Tensor):
-        token_map = token_map.tolist() if token_map.ndim == 1 else [token_map.tolist()]
-    if not are_whole(token_map):
+    is_list = isinstance(token_map, Collection) and getattr(token_map, "ndim", 1) == 1
+    ids = token_map.tolist() if is_list and isinstance(token_map, torch.Tensor) else token_map
+    if not is_list or not are_whole(ids):
         raise ValueError(
             f"token_map={shown(token_map)} must be a file of token ids, a list of them, False, or None for what lies "
             "with the head"
         )
-    ids_W = _ids(token_map, "token_map")
+    ids_W = _ids(ids, "token_map")
     if len(ids_W.unique()) < len(ids_W):
         raise ValueError(f"token_map={shown(token_map)} names a token twice")
     return ids_W
