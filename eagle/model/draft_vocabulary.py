@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 FASTER = 0.8
 # Nodes of the levels that are timed, a first one and a further one, and the children that each gets.
 LEVELS, CHILDREN = (1, 10), 10
-LEAST_ROUNDS, ROUNDS, SECONDS = 2, 25, 0.4
+LEAST_ROUNDS, ROUNDS, SECONDS = 3, 25, 0.4
 
 
 def choose_draft_vocabulary(head: EagleHead, target: TargetModel, ids_W: torch.Tensor, *, is_asked: bool) -> None:

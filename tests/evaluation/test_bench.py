@@ -22,6 +22,7 @@ from eagle.evaluation.pairs import load_models, opened
 from eagle.evaluation.plots import check_plotting
 from eagle.evaluation.prompts import batched, of_length, random_prompts
 from eagle.evaluation.report import parts_of, split_table, table
+from eagle.model import draft_vocabulary
 from eagle.model.graphs.pool import GraphPool
 from eagle.model.stats import STAGES
 
@@ -38,6 +39,15 @@ def pair():
 
 def prompts(count=2, batch=1):
     return batched(random_prompts(count, 9, 256), batch)
+
+
+def test_a_synthetic_pair_has_the_token_map_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(draft_vocabulary, "_level_seconds", lambda *args: [1.0, 0.1])
+    for options, size in (([], 256), (["--draft-vocabulary", "50"], 50)):
+        for switch in ([], ["--no-token-map"]):
+            with opened(bench.parser().parse_args(["--synthetic", "tiny", *options, *switch])) as made:
+                models = load_models(made, [6], 2, 2)
+            assert {model.ea_layer.head.draft_size for model in models.values()} == {256 if switch else size}
 
 
 def hooks(*modules):
