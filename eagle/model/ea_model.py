@@ -57,7 +57,7 @@ class EaModel(Facade, nn.Module):
             ids, a file of them (`token_map.pt`, FR-Spec's `freq_*.pt`), or `ORG/REPO/FILE` of the Hub. None takes the
             map that lies with the head, if any, where it is faster here; False takes all tokens.
         compile: pack the linear layers of target and head for this processor: faster on a CPU, twice their memory.
-        cuda_graphs: run steps as CUDA graphs; off because it has not been run on a GPU yet.
+        cuda_graphs: run steps as CUDA graphs, on one CUDA device.
         hub: revision, token, cache_dir, … for the head's download.
 
     Raises:
