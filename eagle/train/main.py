@@ -22,7 +22,7 @@ from eagle.train.heads import first_head, taps_of
 from eagle.train.loop import Run, train
 from eagle.train.optimizers import optimizers
 from eagle.train.progress import Progress
-from eagle.train.recipe import Eagle3Recipe, EagleRecipe, Recipe
+from eagle.train.recipe import Eagle3Recipe, EagleRecipe, Recipe, objective_of
 from eagle.train.settings import Settings, parse
 from eagle.train.sources import Source, source
 
@@ -60,9 +60,9 @@ def run_of(settings: Settings) -> None:
     teacher = learnt_from.teacher(taps_of(settings.kind, head.config, learnt_from.config), rows)
     recipe: Recipe
     if settings.kind == "eagle":
-        recipe = EagleRecipe(head, teacher, settings.gradient_checkpointing)
+        recipe = EagleRecipe(head, teacher, objective_of(settings), settings.gradient_checkpointing)
     else:
-        recipe = Eagle3Recipe(head, teacher, settings.ttt_length, settings.gradient_checkpointing)
+        recipe = Eagle3Recipe(head, teacher, objective_of(settings), settings.gradient_checkpointing)
     size = sum(weight.numel() for weight in head.parameters())
     recipe.sharded = shards_weights(processes)
     model, *optims = processes.prepare(recipe, *optimizers(head, settings))

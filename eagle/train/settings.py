@@ -51,13 +51,24 @@ class Settings:
     init_from: str | None = _about("head to go on from: folder or Hub id; its draft vocabulary is kept")
     draft_vocab_size: int | None = _about("tokens an EAGLE-3 head drafts, the most frequent ones; default: all")
     tap_layers: list[int] | None = field(
-        default=None, metadata={"help": "layers whose inputs an EAGLE-3 head reads; default: 2, n//2, n-3"}
+        default=None,
+        metadata={"help": "layers an EAGLE-3 head reads the inputs of, n: the last one's output; 2, n//2, n-3"},
     )
     norm_before_fc: bool = _about("EAGLE-3.1: one norm over the three features", False)
     fc_norm: bool = _about("EAGLE-3.1: a norm per feature", False)
     norm_before_residual: bool = _about("EAGLE-3.1: the residual is taken after the norm", False)
     norm_output: bool = _about("EAGLE-3.1: the state after the last norm goes to the next step", False)
-    ttt_length: int = _about("unrolled steps of EAGLE-3's training-time test", 7)
+    ttt_length: int | None = _about("unrolled steps of the training-time test; default: 7 for eagle3, 1 for eagle")
+    ttt_decay: float = _about("what an unrolled step weighs, of the one before", 0.8)
+    feature_weight: float | None = _about(
+        "of the smooth L1 distance to the target's next last hidden state; default: 1 for eagle, 0 for eagle3"
+    )
+    feature_noise: float | None = _about(
+        "features are read with uniform noise up to this; default: 0.1 for eagle, 0 for eagle3"
+    )
+    tv_weight: float = _about(
+        "share of total variation (rejections of a drawn token) in the token loss, the rest is cross-entropy", 0.0
+    )
 
     epochs: float = _about("times all texts are read", 1.0)
     max_steps: int | None = _about("optimiser steps, instead of epochs")
@@ -66,6 +77,7 @@ class Settings:
     length: int | None = _about("texts are packed into rows of so many tokens; default: one text per row")
     optimizer: Literal["adamw", "muon"] = _about("muon: matrices by Muon, the rest by AdamW", "adamw")
     lr: float | None = _about("peak learning rate; default: 1e-4 for adamw, 5e-3 for muon")
+    lm_head_lr: float | None = _about("peak learning rate of an EAGLE-3 head's output matrix; default: lr")
     warmup_steps: int = _about("steps until the peak", 100)
     lr_scheduler: Literal["cosine", "linear", "constant"] = _about("what follows the peak", "cosine")
     weight_decay: float = _about("of the matrices", 0.0)
@@ -98,11 +110,18 @@ class Settings:
         # HfArgumentParser writes types of its own into the fields.
         for name, kind in get_type_hints(Settings).items():
             _check_kind(name, getattr(self, name), kind)
-        positive = ("ttt_length", "bs", "gradient_accumulation_steps", "save_every", "keep_checkpoints", "eval_every")
+        positive = ("bs", "gradient_accumulation_steps", "save_every", "keep_checkpoints", "eval_every")
         for name in (*positive, "eval_prompts", "eval_tokens", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        bounds = (("max_steps", 1), ("length", 4), ("draft_vocab_size", 2), ("warmup_steps", 0), ("seed", 0))
+        bounds = (
+            ("ttt_length", 1),
+            ("max_steps", 1),
+            ("length", 4),
+            ("draft_vocab_size", 2),
+            ("warmup_steps", 0),
+            ("seed", 0),
+        )
         for name, least in bounds:
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
@@ -113,6 +132,7 @@ class Settings:
                 raise ValueError(f"{name.replace('peak_rate', 'lr')}={getattr(self, name)} must be above 0 and finite")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay={self.weight_decay} must be 0 or more, and finite")
+        self._check_objective()
         if others := [name for name in EAGLE3 if getattr(self, name) and self.kind == "eagle"]:
             raise ValueError(f"{', '.join(others)}: EAGLE-3's alone, the run's kind is 'eagle'")
         shape = [name for name in ("configpath", *EAGLE3[1:]) if getattr(self, name)]
@@ -120,6 +140,22 @@ class Settings:
             raise ValueError(f"{', '.join(shape)}: the head of init_from={self.init_from!r} has its shape already")
         if self.load_in_4bit and self.load_in_8bit:
             raise ValueError("load_in_4bit and load_in_8bit exclude each other")
+
+    def _check_objective(self) -> None:
+        for name in ("feature_weight", "feature_noise"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value} must be 0 or more, and finite")
+        if not 0 <= self.tv_weight <= 1:
+            raise ValueError(f"tv_weight={self.tv_weight} must be from 0 to 1")
+        if not 0 < self.ttt_decay <= 1:
+            raise ValueError(f"ttt_decay={self.ttt_decay} must be above 0 and at most 1")
+        if self.lm_head_lr is not None and not 0 < self.lm_head_lr < math.inf:
+            raise ValueError(f"lm_head_lr={self.lm_head_lr} must be above 0 and finite")
+        if self.lm_head_lr is not None and self.kind == "eagle":
+            raise ValueError(f"lm_head_lr={self.lm_head_lr}: an EAGLE-1/2 head has no output matrix of its own")
+        one_step = self.ttt_length == 1 or (self.ttt_length is None and self.kind == "eagle")
+        if one_step and self.ttt_decay != Settings.ttt_decay:
+            raise ValueError(f"ttt_decay={self.ttt_decay}: there is one step, give a ttt_length of 2 or more")
 
     @property
     def peak_rate(self) -> float:

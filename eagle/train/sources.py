@@ -120,6 +120,11 @@ class FeatureSource(Source):
                 f"{folder} holds logits instead of the target's output matrix, through which an EAGLE-1/2 head drafts: "
                 "make it without --top-logits"
             )
+        if settings.feature_weight and embeddings.output_VD is None:
+            raise ValueError(
+                f"{folder} holds logits instead of last hidden states, which feature_weight={settings.feature_weight} "
+                "compares with: make it without --top-logits"
+            )
 
     @property
     def fingerprint(self) -> str:

@@ -22,7 +22,7 @@ from eagle.train.checkpoints import Checkpoints
 from eagle.train.heads import first_head, taps_of
 from eagle.train.loop import Run, one_step
 from eagle.train.optimizers import optimizers
-from eagle.train.recipe import Eagle3Recipe, EagleRecipe
+from eagle.train.recipe import Eagle3Recipe, EagleRecipe, objective_of
 from eagle.train.settings import Settings
 from eagle.train.sources import source
 from eagle.train.training_time_test import training_time_test
@@ -42,7 +42,7 @@ def parts(kind: str, steps: int, args: argparse.Namespace) -> dict[str, Callable
     head = first_head(settings, learnt_from.config, learnt_from.counts, learnt_from.output_VD)
     taps = taps_of(kind, head.config, learnt_from.config)
     teacher = learnt_from.teacher(taps, args.bs)
-    recipe = EagleRecipe(head, teacher) if kind == "eagle" else Eagle3Recipe(head, teacher, steps)
+    recipe = (EagleRecipe if kind == "eagle" else Eagle3Recipe)(head, teacher, objective_of(settings))
     model, *optims = accelerator.prepare(recipe, *optimizers(head, settings))
     checkpoints = Checkpoints(Path(str(settings.cpdir)), accelerator, {}, 1)
     run = Run(settings, accelerator, recipe, model, optims, teacher, checkpoints, None)

@@ -22,6 +22,7 @@ from eagle.train.heads import config_of, first_head, new_head
 from eagle.train.loop import shares
 from eagle.train.main import run_of
 from eagle.train.progress import Progress
+from eagle.train.recipe import Objective
 from eagle.train.settings import Settings
 from eagle.train.sources import batched, source
 
@@ -49,6 +50,25 @@ def test_rows_and_their_noise_are_the_same_however_a_step_is_divided(bs, parts, 
     assert len(found) == parts * processes and all(len(own) == len(seeds) == bs for own, seeds in found)
     pairs = {seed: row for own, seeds in found for row, seed in zip(own, seeds, strict=True)}
     assert pairs == dict(zip(range(36, 48), [*rows, [], []], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_the_noise_of_a_row_is_its_own_seed_s_whatever_else_is_in_its_batch(monkeypatch, kind):
+    monkeypatch.setattr("eagle.train.recipe.NOISE_ENTRIES", 8)
+    target = TargetModel(base_model("llama"))
+    objective = Objective(noise=0.25)
+    recipe = recipe_for(random_head(target.model, kind), target, random_texts(13, 20, 30), 3, objective=objective)
+
+    def noise(rows: list[int]) -> list[torch.Tensor]:
+        batch = recipe.teacher[0].train_batch([[row] for row in rows], [7 + row for row in rows])
+        return [noisy - true for noisy, true in zip(recipe.features(batch), batch.features_BSF, strict=True)]
+
+    together, drawn = noise([0, 1, 2]), torch.tensor(0.0)
+    for row, (alone,) in ((row, noise([row])) for row in range(3)):
+        torch.testing.assert_close(together[row][: len(alone)], alone, rtol=0, atol=1e-5)
+        drawn = torch.stack([drawn, alone.abs().max()]).max()
+    assert 0.24 < drawn <= 0.2501
+    assert not torch.allclose(together[0], together[1], atol=0.01)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 3), (1.5, 5), (0.01, 1)])
