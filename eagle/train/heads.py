@@ -94,11 +94,6 @@ def frequent_tokens(counts_V: NDArray[np.int64], count: int) -> torch.Tensor:
     return torch.from_numpy(np.sort(np.argsort(-counts_V, kind="stable")[:count]))
 
 
-def coverage(counts_V: NDArray[np.int64], tokens_W: torch.Tensor) -> float:
-    """Return the share of what was counted that these tokens are."""
-    return float(counts_V[tokens_W.numpy()].sum() / max(1, counts_V.sum()))
-
-
 def first_head(
     settings: Settings,
     target: PreTrainedConfig,
@@ -131,7 +126,7 @@ def first_head(
     if settings.kind == "eagle3" and config.draft_vocab_size not in (None, config.vocab_size):
         counts_V = counts()
         chosen = frequent_tokens(counts_V, config.draft_vocab_size)
-        covered = 100 * coverage(counts_V, chosen)
-        logger.info("draft vocabulary of %d tokens covers %.2f %% of the answers", len(chosen), covered)
+        covered = counts_V[chosen.numpy()].sum() / max(1, counts_V.sum())
+        logger.info("draft vocabulary of %d tokens covers %.2f %% of the answers", len(chosen), 100 * covered)
     torch.manual_seed(settings.seed)
     return new_head(settings.kind, config, chosen, output_VD)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ from eagle.model.dialects.checkpoint import is_eagle3_state, read_config
 from eagle.model.dialects.token_maps import TOKEN_MAP, write_token_map
 from eagle.model.dialects.weights import read_weights
 from eagle.model.kinds import whole
-from eagle.train.heads import coverage, frequent_tokens
+from eagle.train.heads import frequent_tokens
 
 # Without texts of their own to be held out, one in so many is.
 HELD_OUT = 10
@@ -92,6 +93,11 @@ def counted(tmpdir: Path, testpath: Path | None, vocabulary: int) -> tuple[NDArr
                 yield all_texts[index]
 
     return token_counts(of(texts, False), vocabulary), token_counts(of(held, True), vocabulary)
+
+
+def coverage(counts_V: NDArray[np.int64], tokens_W: torch.Tensor) -> float:
+    """Return the share of what was counted that these tokens are."""
+    return float(counts_V[tokens_W.numpy()].sum() / max(1, counts_V.sum()))
 
 
 def table(counts_V: NDArray[np.int64], held_V: NDArray[np.int64], size: int | None) -> str:

@@ -9,8 +9,8 @@ from teaching import data_folder, texts
 
 from eagle.model.dialects.checkpoint import save_head
 from eagle.model.dialects.token_maps import head_tokens
-from eagle.train.heads import coverage, frequent_tokens
-from eagle.train.token_map import counted, main
+from eagle.train.heads import frequent_tokens
+from eagle.train.token_map import counted, coverage, main
 
 
 @pytest.fixture
