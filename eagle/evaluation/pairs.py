@@ -140,11 +140,15 @@ def check_tree(total_tokens: Sequence[int], depth: int, top_k: int) -> None:
         tree_config(total_token, depth, top_k, 1.0)
 
 
+def device_of(args: argparse.Namespace) -> torch.device:
+    """Return where the pair runs: as asked, else on a GPU where there is one."""
+    return torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 @contextmanager
 def opened(args: argparse.Namespace) -> Iterator[BenchPair]:
     """Load or make the pair; models must be put together within the block."""
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = getattr(torch, args.dtype)
+    device, dtype = device_of(args), getattr(torch, args.dtype)
     options = {"compile": args.compile, "cuda_graphs": args.cuda_graphs}
     if args.no_token_map:
         options["token_map"] = False

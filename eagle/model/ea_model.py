@@ -5,6 +5,7 @@ is never changed.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from os import PathLike
 from typing import Any
 
@@ -292,8 +293,10 @@ class EaModel(Facade, nn.Module):
         return (output, new_token, max(0, forwards - 1)) if log else output
 
     def _stream(self, generation: Generation) -> Iterator[torch.Tensor]:
-        for _ in steps(generation):
-            yield generation.rows.ids()
+        # Closed with this stream: some Pythons keep what a closed generator held.
+        with closing(steps(generation)) as each:
+            for _ in each:
+                yield generation.rows.ids()
 
 
 def _check_options(use_eagle3: Any, **switches: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from places import ROOT
 from synthetic_pairs import synthetic_pair, synthetic_prompt
 from tape import TapeBackend
+from transformers import GenerationConfig
 
 from eagle import cli
 from eagle.evaluation import bench, curves
@@ -32,8 +33,8 @@ FAST = ["--max-new-token", str(NEW), "--rounds", "2", "--num-prompts", "2"]
 
 @pytest.fixture(scope="module")
 def pair():
-    """Base and models of a tiny synthetic EAGLE-1/2 pair."""
-    with opened(bench.parser().parse_args(["--synthetic", "tiny"])) as made:
+    """Base and models of a tiny synthetic EAGLE-1/2 pair, on the CPU, where prompts of tests are."""
+    with opened(bench.parser().parse_args(["--synthetic", "tiny", "--device", "cpu"])) as made:
         return made.base, load_models(made, [6], 2, 2)
 
 
@@ -104,6 +105,21 @@ def test_pictures_are_drawn_of_what_was_varied(measured):
         height, width, _ = imread(folder / "plots" / name).shape
         assert 300 < height < 2500 and 400 < width < 2500
         assert imread(folder / "plots" / name).std() > 0.02  # something is drawn
+
+
+class Elsewhere:
+    """A model on another device, which says where it was given ids and mask."""
+
+    device = torch.device("meta")
+    generation_config = GenerationConfig(eos_token_id=1)
+
+    def generate(self, ids, attention_mask, **_):
+        return ids.device, attention_mask.device
+
+
+def test_prompts_go_to_where_the_model_is(pair):
+    (generate,) = methods(Elsewhere(), pair[1], chosen=["generate"])[:1]
+    assert generate.run(prompts()[0], NEW) == (Elsewhere.device, Elsewhere.device)
 
 
 def test_a_method_that_returns_other_ids_is_found_out(pair):
