@@ -28,6 +28,12 @@ from eagle.model.tree import Candidates, DraftTree, StaticLevel, at_places, best
 logger = logging.getLogger(__name__)
 
 
+def likeliest(logits_BSW: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-probabilities and draft ids [B, S, count] of the likeliest tokens."""
+    top = logits_BSW.float().log_softmax(-1).topk(min(count, logits_BSW.shape[-1]), dim=-1)
+    return top.values, top.indices
+
+
 class Drafter(nn.Module):
     """Grows draft trees with a head.
 
@@ -218,8 +224,8 @@ class Drafter(nn.Module):
         logits_BSW = self.head.logits(hidden_BSD)
         if logits_BSW is None:
             logits_BSW = self._output_logits(hidden_BSD).to(hidden_BSD.device)
-        top = logits_BSW.float().log_softmax(-1).topk(min(count, logits_BSW.shape[-1]), dim=-1)
-        return top.values, self.head.target_ids(top.indices)
+        scores_BSK, draft_ids_BSK = likeliest(logits_BSW, count)
+        return scores_BSK, self.head.target_ids(draft_ids_BSK)
 
     def _grow(self, cache: BaseKVCache, hidden_BD: torch.Tensor, tree: TreeConfig) -> Candidates:
         """EAGLE-2: expand the k likeliest nodes of every level (arXiv 2406.16858 section 4.1)."""

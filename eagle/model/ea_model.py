@@ -23,6 +23,7 @@ from eagle.model.checks.diagnosis import Report, diagnose
 from eagle.model.configs import tree_config
 from eagle.model.decoding import Generation
 from eagle.model.dialects.checkpoint import read_config
+from eagle.model.dialects.token_maps import asked_tokens
 from eagle.model.dialects.weights import HUB_KEYWORDS
 from eagle.model.drafter import Drafter
 from eagle.model.graphs.pool import graph_pool
@@ -33,6 +34,8 @@ from eagle.model.stats import GenerationStats
 from eagle.model.support.gradients import without_gradients
 from eagle.model.support.loading import load_base, load_tokenizer
 
+# A token map may come from a repository of its own, which has other revisions.
+MAP_KEYWORDS = tuple(name for name in HUB_KEYWORDS if name != "revision")
 TOKENIZER_KEYWORDS = (*HUB_KEYWORDS, "trust_remote_code")
 
 
@@ -51,6 +54,9 @@ class EaModel(Facade, nn.Module):
         threshold: drop nodes with a smaller cumulative probability; 1.0 drops none.
         ea_layer_state_dict: the head's tensors, where they are loaded already.
         tree: "dynamic" (EAGLE-2 and 3), "static" (EAGLE-1), or a list of root-to-node paths.
+        token_map: tokens that an EAGLE-1/2 head drafts, so that draft levels multiply less of the output matrix: their
+            ids, a file of them (`token_map.pt`, FR-Spec's `freq_*.pt`), or `ORG/REPO/FILE` of the Hub. None takes the
+            map that lies with the head, if any, where it is faster here; False takes all tokens.
         compile: pack the linear layers of target and head for this processor: faster on a CPU, twice their memory.
         cuda_graphs: run steps as CUDA graphs, on one CUDA device.
         hub: revision, token, cache_dir, … for the head's download.
@@ -75,6 +81,7 @@ class EaModel(Facade, nn.Module):
         ea_layer_state_dict: dict[str, torch.Tensor] | None = None,
         *,
         tree: str | Sequence[Sequence[int]] = "dynamic",
+        token_map: str | PathLike[str] | Sequence[int] | torch.Tensor | bool | None = None,
         compile: bool = False,
         cuda_graphs: bool = False,
         **hub: Any,
@@ -82,7 +89,9 @@ class EaModel(Facade, nn.Module):
         super().__init__()
         trees = tree_config(total_token, depth, top_k, threshold, tree)
         _check_options(use_eagle3, compile=compile, cuda_graphs=cuda_graphs)
-        pair = load_pair(base_model, ea_model_path, trees, use_eagle3=use_eagle3, state=ea_layer_state_dict, hub=hub)
+        tokens = asked_tokens(token_map, **{name: hub[name] for name in MAP_KEYWORDS if name in hub})
+        state = ea_layer_state_dict
+        pair = load_pair(base_model, ea_model_path, trees, use_eagle3=use_eagle3, state=state, tokens=tokens, hub=hub)
         self.target, self.ea_layer, self._taps = pair.target, pair.drafter, pair.taps
         self.use_eagle3 = pair.is_eagle3
         self.base_model = pair.target.model  # of a PEFT wrapper the causal LM inside, adapter in place
@@ -111,6 +120,7 @@ class EaModel(Facade, nn.Module):
         threshold: float = 1.0,
         *,
         tree: str | Sequence[Sequence[int]] = "dynamic",
+        token_map: str | PathLike[str] | Sequence[int] | torch.Tensor | bool | None = None,
         compile: bool = False,
         cuda_graphs: bool = False,
         **kwargs: Any,
@@ -118,7 +128,8 @@ class EaModel(Facade, nn.Module):
         """Load a base model and a draft head.
 
         Args:
-            use_eagle3, total_token, depth, top_k, threshold, tree, compile, cuda_graphs: see the class.
+            use_eagle3, total_token, depth, top_k, threshold, tree, token_map, compile, cuda_graphs: see the
+                class.
             base_model_path: folder or Hub id of any decoder-only causal LM.
             ea_model_path: folder or Hub id of the head, or its `config.json`.
             kwargs: passed to the base model's `from_pretrained` (`torch_dtype`, `device_map`, `attn_implementation`,
@@ -129,11 +140,18 @@ class EaModel(Facade, nn.Module):
                 raise ValueError(f"{name}={shown(path)} must be a folder or a Hub id: from_pretrained needs both paths")
         tree_config(total_token, depth, top_k, threshold, tree)
         _check_options(use_eagle3, compile=compile, cuda_graphs=cuda_graphs)
-        hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs and name != "revision"}
+        hub = {name: kwargs[name] for name in MAP_KEYWORDS if name in kwargs}
+        token_map = asked_tokens(token_map, **hub)
         read_config(str(ea_model_path), **hub)  # a missing head is found before minutes of loading
         base_model = load_base(str(base_model_path), kwargs)
         paths = (str(base_model_path), str(ea_model_path))
-        more: dict[str, Any] = {"tree": tree, "compile": compile, "cuda_graphs": cuda_graphs, **hub}
+        more: dict[str, Any] = {
+            "tree": tree,
+            "token_map": token_map,
+            "compile": compile,
+            "cuda_graphs": cuda_graphs,
+            **hub,
+        }
         model = cls(use_eagle3, base_model, *paths, total_token, depth, top_k, threshold, **more)
         model._tokenizer_options = {name: kwargs[name] for name in TOKENIZER_KEYWORDS if name in kwargs}
         return model

@@ -23,6 +23,7 @@ from eagle.evaluation.pairs import load_models, opened
 from eagle.evaluation.plots import check_plotting
 from eagle.evaluation.prompts import batched, of_length, random_prompts
 from eagle.evaluation.report import parts_of, split_table, table
+from eagle.model import draft_vocabulary
 from eagle.model.graphs.pool import GraphPool
 from eagle.model.stats import STAGES
 
@@ -39,6 +40,15 @@ def pair():
 
 def prompts(count=2, batch=1):
     return batched(random_prompts(count, 9, 256), batch)
+
+
+def test_a_synthetic_pair_has_the_token_map_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(draft_vocabulary, "_level_seconds", lambda *args: [1.0, 0.1])
+    for options, size in (([], 256), (["--draft-vocabulary", "50"], 50)):
+        for switch in ([], ["--no-token-map"]):
+            with opened(bench.parser().parse_args(["--synthetic", "tiny", *options, *switch])) as made:
+                models = load_models(made, [6], 2, 2)
+            assert {model.ea_layer.head.draft_size for model in models.values()} == {256 if switch else size}
 
 
 def hooks(*modules):
@@ -275,7 +285,8 @@ def test_padded_batches_give_generate_s_ids(pair):
         (["--synthetic", "5b"], "invalid choice: '5b'"),
         (["--noise", "0.1"], "--noise shapes a synthetic pair: add --synthetic"),
         (["--synthetic", "tiny", "--noise", "-1"], "--noise=-1.0 must be at least 0"),
-        (["--synthetic", "tiny", "--draft-vocabulary", "9"], "--draft-vocabulary is EAGLE-3's: add --kind eagle3"),
+        (["--draft-vocabulary", "9"], "--draft-vocabulary shapes a synthetic pair: add --synthetic"),
+        (["--synthetic", "tiny", "--draft-vocabulary", "256"], "must be at most 255"),
         (["--synthetic", "tiny", "--kind", "eagle3", "--draft-vocabulary", "256"], "must be at most 255"),
         (["--synthetic", "tiny", "--base-model-path", "here"], "--synthetic makes both models"),
         (["--ea-model-path", "here"], "--base-model-path and --ea-model-path go together"),

@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from eagle.files import whole_file, write_text
 from eagle.model.configs import EConfig
 from eagle.model.dialects.fields import head_config_from
+from eagle.model.dialects.token_maps import write_token_map
 from eagle.model.dialects.weights import read_fields, read_weights
 from eagle.model.head import DraftHead, Eagle3Head, EagleHead
 
@@ -67,7 +68,7 @@ def build_head(config: EConfig, state: Mapping[str, torch.Tensor], target: Any) 
         NotImplementedError: an EAGLE-3 head of several layers.
     """
     state = {name: tensor for name, tensor in state.items() if not name.endswith(TOLERATED)}
-    is_eagle3 = _is_eagle3(state)
+    is_eagle3 = is_eagle3_state(state)
     if is_eagle3:
         state = _with_midlayer(state)
     _check_layers(config, state, is_eagle3)
@@ -104,7 +105,7 @@ def _rotary(config: EConfig) -> LlamaRotaryEmbedding:
     return rotary
 
 
-def _is_eagle3(state: Mapping[str, torch.Tensor]) -> bool:
+def is_eagle3_state(state: Mapping[str, torch.Tensor]) -> bool:
     """Tell the kind of head by its tensors: an EAGLE-3 layer attends over embedding and hidden state side by side.
 
     Raises:
@@ -274,7 +275,10 @@ def _check_draft_vocabulary(state: Mapping[str, torch.Tensor], vocabulary: int) 
 
 
 def save_head(head: DraftHead, folder: str | Path) -> None:
-    """Write a head in the layout SafeAILab publishes: `config.json` and `model.safetensors`."""
+    """Write a head in the layout SafeAILab publishes: `config.json` and `model.safetensors`.
+
+    The draft vocabulary of an EAGLE-1/2 head, where it has one, goes into `token_map.pt`.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fields = {name: value for name, value in head.config.to_diff_dict().items() if name != "transformers_version"}
@@ -282,3 +286,5 @@ def save_head(head: DraftHead, folder: str | Path) -> None:
     write_text(folder / "config.json", json.dumps(fields, indent=2, sort_keys=True) + "\n")
     with whole_file(folder / "model.safetensors") as unfinished:
         save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, unfinished)
+    if isinstance(head, EagleHead) and hasattr(head, "d2t"):
+        write_token_map(folder, head.target_ids(torch.arange(head.draft_size, device=head.device)).cpu())
