@@ -14,9 +14,10 @@ ROOT = Path(eagle.__file__).parent
 ORDER = """
     eagle: files chat
     eagle.model: kinds choices tree configs stats sampling cache_layer kv_cache verify head
-    eagle.model.dialects: weights fields checkpoint
+    eagle.model.dialects: weights keys safeailab specforge angelslim model_optimizer speculators vllm_eagle known
+    eagle.model.dialects: fields vocabulary checkpoint
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
-    eagle.model: target target_features draft_state drafter cache_reuse request_state walk step
+    eagle.model: target target_features draft_state draft_window drafter cache_reuse request_state walk step
     eagle.model.adaptive: costs profile cost_file trees prepared chooser
     eagle.model: decoding
     eagle.model.graphs: static_cache static_draft_state device_step pool replay

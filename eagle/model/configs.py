@@ -32,6 +32,9 @@ class EConfig(LlamaConfig):  # type: ignore[misc]
         norm_output: the hidden state fed to the next draft step is the one after `norm`.
         tap_layers: decoder layers whose *inputs* are the features, any number of them; n of a target of n layers is
             the output of its last layer, before the final norm. None means 2, n//2, n-3.
+        use_aux_hidden_state: off in EAGLE-3 heads without `fc`, which read the target's last hidden state instead.
+        qk_norm: an RMSNorm of queries and keys, `q_norm` and `k_norm`, before they are rotated.
+        windows: per layer how many positions it sees, its own included, None for all; None means all in every layer.
     """
 
     model_type = "eagle_head"
@@ -45,10 +48,15 @@ class EConfig(LlamaConfig):  # type: ignore[misc]
     fc_norm: bool = False
     norm_output: bool = False
     tap_layers: list[int] | None = None
+    use_aux_hidden_state: bool = True
+    qk_norm: bool = False
+    windows: list[int | None] | None = None
 
     @property
     def taps_count(self) -> int:
         """How many layers an EAGLE-3 head reads."""
+        if not self.use_aux_hidden_state:
+            return 1
         return len(self.tap_layers) if self.tap_layers else 3
 
 
@@ -62,8 +70,8 @@ def tapped_layers(config: EConfig, target_layers: int) -> tuple[int, ...]:
     if sorted(set(taps)) != list(taps) or not 0 <= taps[0] <= taps[-1] <= target_layers:
         raise ValueError(
             f"tap_layers={list(taps)} do not name rising layers, from 0 to the last one's output {target_layers}, of a "
-            f"target with {target_layers} layers; the default (2, n//2, n-3) needs at least 7: set tap_layers in the "
-            f"head's config.json"
+            f"target with {target_layers} layers; the default (2, n//2, n-3) needs at least 7: pass capture_layers, or "
+            f"set tap_layers in the head's config.json"
         )
     return taps
 

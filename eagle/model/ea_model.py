@@ -50,6 +50,8 @@ class EaModel(Facade, nn.Module):
         threshold: drop nodes with a smaller cumulative probability; 1.0 drops none.
         ea_layer_state_dict: the head's tensors, where they are loaded already.
         tree: "dynamic" (EAGLE-2 and 3), "static" (EAGLE-1), or a list of root-to-node paths.
+        capture_layers: layers whose inputs an EAGLE-3 head reads, in place of those that its configuration names; n of
+            a base of n layers is its last layer's output.
         compile: pack the linear layers of target and head for this processor: faster on a CPU, twice their memory.
         cuda_graphs: run steps as CUDA graphs; off because it has not been run on a GPU yet.
         hub: revision, token, cache_dir, … for the head's download.
@@ -74,6 +76,7 @@ class EaModel(Facade, nn.Module):
         ea_layer_state_dict: dict[str, torch.Tensor] | None = None,
         *,
         tree: str | Sequence[Sequence[int]] = "dynamic",
+        capture_layers: Sequence[int] | None = None,
         compile: bool = False,
         cuda_graphs: bool = False,
         **hub: Any,
@@ -81,7 +84,15 @@ class EaModel(Facade, nn.Module):
         super().__init__()
         trees = tree_config(total_token, depth, top_k, threshold, tree)
         _check_options(use_eagle3, compile=compile, cuda_graphs=cuda_graphs)
-        pair = load_pair(base_model, ea_model_path, trees, use_eagle3=use_eagle3, state=ea_layer_state_dict, hub=hub)
+        pair = load_pair(
+            base_model,
+            ea_model_path,
+            trees,
+            use_eagle3=use_eagle3,
+            capture_layers=capture_layers,
+            state=ea_layer_state_dict,
+            hub=hub,
+        )
         self.target, self.ea_layer, self._taps = pair.target, pair.drafter, pair.taps
         self.use_eagle3 = pair.is_eagle3
         self.base_model = pair.target.model  # of a PEFT wrapper the causal LM inside, adapter in place
@@ -110,6 +121,7 @@ class EaModel(Facade, nn.Module):
         threshold: float = 1.0,
         *,
         tree: str | Sequence[Sequence[int]] = "dynamic",
+        capture_layers: Sequence[int] | None = None,
         compile: bool = False,
         cuda_graphs: bool = False,
         **kwargs: Any,
@@ -117,7 +129,7 @@ class EaModel(Facade, nn.Module):
         """Load a base model and a draft head.
 
         Args:
-            use_eagle3, total_token, depth, top_k, threshold, tree, compile, cuda_graphs: see the class.
+            use_eagle3, total_token, depth, top_k, threshold, tree, capture_layers, compile, cuda_graphs: see the class.
             base_model_path: folder or Hub id of any decoder-only causal LM.
             ea_model_path: folder or Hub id of the head, or its `config.json`.
             kwargs: passed to the base model's `from_pretrained` (`torch_dtype`, `device_map`, `attn_implementation`,
@@ -132,7 +144,8 @@ class EaModel(Facade, nn.Module):
         read_config(str(ea_model_path), **hub)  # a missing head is found before minutes of loading
         base_model = load_base(str(base_model_path), kwargs)
         paths = (str(base_model_path), str(ea_model_path))
-        more: dict[str, Any] = {"tree": tree, "compile": compile, "cuda_graphs": cuda_graphs, **hub}
+        more: dict[str, Any] = {"tree": tree, "capture_layers": capture_layers, "compile": compile, **hub}
+        more["cuda_graphs"] = cuda_graphs
         model = cls(use_eagle3, base_model, *paths, total_token, depth, top_k, threshold, **more)
         model._tokenizer_options = {name: kwargs[name] for name in TOKENIZER_KEYWORDS if name in kwargs}
         return model

@@ -1,0 +1,104 @@
+"""Heads of the speculators library (vLLM, Red Hat): EAGLE-3 with `layers.N`, a nested configuration.
+
+The first layer's own fields are in `transformer_layer_config`, a Llama's or a Qwen3's with that class's defaults left
+out; a Qwen3's has q and k norms. Layer ids are those whose inputs are read.
+"""
+
+import logging
+from typing import Any
+
+from transformers import AutoConfig
+
+from eagle.model.dialects.keys import EAGLE3, FIRST, FREQUENCIES, FURTHER, Dialect, Key, same
+
+logger = logging.getLogger(__name__)
+
+LAYERS = ("llama", "qwen3")
+# Around the layer's: what the library says about itself, its target and its training.
+SILENT = (
+    "speculators_model_type",
+    "speculators_version",
+    "speculators_config",
+    "embed_requires_grad",
+    "tie_word_embeddings",
+    "has_no_defaults_at_init",
+)
+# Of the layer's configuration, what has a meaning here under the same name.
+KEPT = (
+    "attention_bias",
+    "bos_token_id",
+    "eos_token_id",
+    "head_dim",
+    "hidden_act",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "layer_types",
+    "max_position_embeddings",
+    "mlp_bias",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "pad_token_id",
+    "rms_norm_eps",
+    "rope_parameters",
+    "sliding_window",
+    "vocab_size",
+)
+
+
+def flat(fields: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return the layer's fields and those around it side by side.
+
+    Raises:
+        NotImplementedError: a speculator of another kind, or of another layer.
+        ValueError: no layer is described.
+    """
+    kind, layer = fields["speculators_model_type"], fields.pop("transformer_layer_config", None)
+    if kind != "eagle3":
+        raise NotImplementedError(f"{path}: a speculator of kind {kind!r} is not supported, only 'eagle3'")
+    if not isinstance(layer, dict):
+        raise ValueError(f"{path}: config.json says transformer_layer_config={layer!r}, which must hold fields")
+    model_type = layer.get("model_type", "qwen3")
+    if model_type not in LAYERS:
+        raise NotImplementedError(f"{path}: a layer of {model_type!r} is not supported, only of {' and '.join(LAYERS)}")
+    if "norm_before_residual" not in fields:
+        logger.warning(
+            "%s: config.json does not say norm_before_residual: read as false, while vLLM takes it for true; eagle "
+            "doctor tells which one the head was trained with",
+            path,
+        )
+    fields = {name: value for name, value in fields.items() if name not in SILENT}
+    return {**_whole(layer, model_type, path), **fields, "qk_norm": model_type == "qwen3"}
+
+
+def _whole(layer: dict[str, Any], model_type: str, path: str) -> dict[str, Any]:
+    """Return a layer's fields with the defaults of its class."""
+    try:
+        config = AutoConfig.for_model(model_type, **{k: v for k, v in layer.items() if k != "model_type"}).to_dict()
+    except Exception as failure:  # whatever a configuration's own checks raise
+        words = " ".join(str(failure).split())
+        raise ValueError(f"{path}: transformer_layer_config describes no {model_type} layer ({words})") from failure
+    whole = {name: config[name] for name in KEPT if name in config}
+    # As they were written: a class may round or complete them.
+    whole |= {name: layer[name] for name in ("rope_theta", "rope_scaling") if name in layer}
+    if "rope_parameters" not in layer and ("rope_theta" in layer or "rope_scaling" in layer):
+        whole.pop("rope_parameters", None)
+    return whole
+
+
+SPECULATORS = Dialect(
+    name="speculators",
+    writer="the speculators library",
+    is_of=lambda fields: "speculators_model_type" in fields,
+    keys=(
+        FIRST,
+        FURTHER,
+        *same("fc.weight", "embed_tokens.weight", *EAGLE3),
+        Key("verifier_lm_head.weight", "", "the target's, for training"),
+        Key("verifier_norm.weight", "", "the target's, for training"),
+        FREQUENCIES,
+    ),
+    flat=flat,
+    version="speculators_version",
+)
