@@ -3,13 +3,15 @@
 Knows published `config.json` fields; knows no tensors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig
 
 from eagle.model.choices import mc_sim_7b_63
-from eagle.model.kinds import number, shown, whole
+from eagle.model.kinds import are_whole, number, shown, switch, whole
 from eagle.model.tree import StaticLevel, static_levels
 
 # Fields of an EAGLE-3 head that change its arithmetic (EAGLE-3.1), all off in EAGLE-3 itself.
@@ -74,6 +76,36 @@ def tapped_layers(config: EConfig, target_layers: int) -> tuple[int, ...]:
             f"set tap_layers in the head's config.json"
         )
     return taps
+
+
+def overridden(
+    config: EConfig, capture_layers: Sequence[int] | None = None, changes: Mapping[str, Any] | None = None
+) -> EConfig:
+    """Return a head's configuration with what the caller knows better.
+
+    Args:
+        config: stays as it is.
+        capture_layers: layers whose inputs are read; None leaves them.
+        changes: flags of `EAGLE3_FLAGS`, and `rope_theta`.
+
+    Raises:
+        ValueError: no layers, or something else than these.
+    """
+    config = deepcopy(config)
+    if capture_layers is not None:
+        if not are_whole(capture_layers) or not list(capture_layers):
+            raise ValueError(f"capture_layers={shown(capture_layers)} must be a list of layers")
+        config.tap_layers = list(capture_layers)
+    for name, value in (changes or {}).items():
+        if name == "rope_theta":
+            if number(name, value) <= 0:
+                raise ValueError(f"rope_theta={shown(value)} must be above 0")
+            config.rope_parameters = {**config.rope_parameters, name: value}
+        elif name in EAGLE3_FLAGS:
+            setattr(config, name, switch(name, value))
+        else:
+            raise ValueError(f"{name}={shown(value)} cannot be set, only {', '.join(EAGLE3_FLAGS)} and rope_theta")
+    return config
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:

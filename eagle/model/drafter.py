@@ -220,14 +220,23 @@ class Drafter(nn.Module):
             mask = None if mask_BSC is None else mask_BSC[:, None]
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
-        return self.head(self._embed(tokens_BS).to(hidden_BSD), hidden_BSD, positions_BS, attend)
+        return self.head(self.embeddings(tokens_BS).to(hidden_BSD), hidden_BSD, positions_BS, attend)
 
-    def _children(self, hidden_BSD: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return log-probabilities and target ids [B, S, count] of the likeliest next tokens."""
+    def embeddings(self, tokens_BS: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings [B, S, D] that the head reads: its own, or the target's."""
+        return self._embed(tokens_BS)
+
+    def log_probabilities(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+        """Return log-probabilities [B, S, W] over the draft vocabulary."""
         logits_BSW = self.head.logits(hidden_BSD)
         if logits_BSW is None:
             logits_BSW = self._output_logits(self.head.normed(hidden_BSD)).to(hidden_BSD.device)
-        top = logits_BSW.float().log_softmax(-1).topk(min(count, logits_BSW.shape[-1]), dim=-1)
+        return logits_BSW.float().log_softmax(-1)
+
+    def _children(self, hidden_BSD: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return log-probabilities and target ids [B, S, count] of the likeliest next tokens."""
+        logp_BSW = self.log_probabilities(hidden_BSD)
+        top = logp_BSW.topk(min(count, logp_BSW.shape[-1]), dim=-1)
         return top.values, self.head.target_ids(top.indices)
 
     def _grow(self, cache: BaseKVCache, hidden_BD: torch.Tensor, tree: TreeConfig) -> Candidates:

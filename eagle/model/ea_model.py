@@ -6,6 +6,8 @@ is never changed.
 
 from collections.abc import Iterator, Sequence
 from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,9 +21,14 @@ from eagle.model.call.output import collected, steps
 from eagle.model.call.prepare import prepare, reusable
 from eagle.model.call.reference import Call, reference_signature, without_defaults
 from eagle.model.checks.diagnosis import Report, diagnose
+from eagle.model.checks.head_diagnosis import HeadReport, diagnose_head
+from eagle.model.checks.openings import sample_texts
 from eagle.model.configs import tree_config
 from eagle.model.decoding import Generation
-from eagle.model.dialects.checkpoint import read_config
+from eagle.model.dialects.checkpoint import read_config, readable
+from eagle.model.dialects.keys import Verifier
+from eagle.model.dialects.layouts import write_layout
+from eagle.model.dialects.publish import push_folder
 from eagle.model.dialects.weights import HUB_KEYWORDS
 from eagle.model.drafter import Drafter
 from eagle.model.graphs.pool import graph_pool
@@ -94,7 +101,7 @@ class EaModel(Facade, nn.Module):
             hub=hub,
         )
         self.target, self.ea_layer, self._taps = pair.target, pair.drafter, pair.taps
-        self.use_eagle3 = pair.is_eagle3
+        self.use_eagle3, self._described, self._head_path = pair.is_eagle3, pair.described, str(ea_model_path)
         self.base_model = pair.target.model  # of a PEFT wrapper the causal LM inside, adapter in place
         self.base_model_name_or_path = base_model_name_or_path
         self.config = self.base_model.config
@@ -164,6 +171,72 @@ class EaModel(Facade, nn.Module):
     def self_check(self) -> Report:
         """Check on this very model, in seconds, that trees are verified exactly; the report says why not."""
         return diagnose(self.base_model, self._taps)
+
+    def head_check(self, openings: Sequence[str] | None = None) -> HeadReport:
+        """Try what else the head's file could mean on text that the base model writes, and say what drafts best.
+
+        Args:
+            openings: beginnings of texts of the kind that the head was made for; None takes some of its own.
+        """
+        with self.target.lock:
+            texts = sample_texts(self.target, openings, lambda: self.tokenizer)
+            paths = (self.base_model_name_or_path, self._head_path)
+            return diagnose_head(self.target, self.ea_layer, self._described, texts, paths)
+
+    def save_pretrained(self, save_directory: str | PathLike[str], layout: str = "eagle") -> None:
+        """Write the head, with a model card; `from_pretrained` takes the folder as `ea_model_path`.
+
+        Args:
+            save_directory: folder, empty or not there.
+            layout: "eagle", "speculators" (what vLLM reads) or "sglang".
+
+        Raises:
+            ValueError: an unknown layout, or a folder that holds something.
+            NotImplementedError: whoever reads the layout would read another head.
+        """
+        self._written(Path(save_directory), layout, None)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        layout: str = "eagle",
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Upload the head, with a model card, to a Hub repository; return the address of the commit.
+
+        Args:
+            repo_id: `OWNER/NAME`; made where it is not there.
+            layout: as in `save_pretrained`.
+            private, token, revision, commit_message: as everywhere in transformers.
+
+        Raises:
+            ValueError, NotImplementedError: as `save_pretrained`, or no name of a repository.
+            OSError: it may not be written, or the Hub cannot be reached.
+        """
+        with TemporaryDirectory() as folder:
+            self._written(Path(folder) / "head", layout, repo_id)
+            return push_folder(
+                Path(folder) / "head",
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                message=commit_message,
+            )
+
+    def _written(self, folder: Path, layout: str, here: str | None) -> None:
+        verifier = Verifier(
+            self.base_model_name_or_path,
+            tuple(self.config.architectures or (type(self.base_model).__name__,)),
+            len(self.target.layers),
+            getattr(self.target.config, "max_position_embeddings", None),
+            readable(self.base_model.get_input_embeddings()),
+        )
+        write_layout(self.ea_layer.head, folder, layout, verifier, self.target.config, here=here)
 
     def free(self) -> None:
         """Free the caches that calls leave for the next one: the pool's, and those of `prefix`."""

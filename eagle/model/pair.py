@@ -10,12 +10,12 @@ import torch
 from eagle.model.adaptive.chooser import Adaptation
 from eagle.model.adaptive.profile import Recorder
 from eagle.model.checks.diagnosis import checked_target
-from eagle.model.configs import TreeConfig
-from eagle.model.dialects.checkpoint import build_head, check_embeddings, describe, readable, share
+from eagle.model.configs import TreeConfig, overridden
+from eagle.model.dialects.checkpoint import HeadDescription, build_head, check_embeddings, describe, readable, share
 from eagle.model.dialects.weights import HUB_KEYWORDS, read_weights
 from eagle.model.drafter import Drafter
 from eagle.model.head import DraftHead, Eagle3Head, EagleHead
-from eagle.model.kinds import are_whole, shown
+from eagle.model.kinds import shown
 from eagle.model.support.gradients import without_gradients
 from eagle.model.support.prepack import PrepackedLinears, packed
 from eagle.model.target import Taps, TargetModel
@@ -29,11 +29,13 @@ class Pair:
         target: the base model.
         drafter: grows trees.
         taps: which features the drafter reads.
+        described: what the head's `config.json` says.
     """
 
     target: TargetModel
     drafter: Drafter
     taps: Taps
+    described: HeadDescription
 
     @property
     def is_eagle3(self) -> bool:
@@ -84,20 +86,16 @@ def load_pair(
         raise ValueError(f"ea_model_path={shown(ea_model_path)} must be a folder or a Hub id")
     if state is not None and not isinstance(state, Mapping):
         raise ValueError(f"ea_layer_state_dict={shown(state)} must hold the head's tensors by name")
-    if capture_layers is not None and (not are_whole(capture_layers) or not list(capture_layers)):
-        raise ValueError(f"capture_layers={shown(capture_layers)} must be a list of layers")
     target, ea_model_path = checked_target(base_model), str(ea_model_path)
     described = describe(ea_model_path, **hub)
-    if capture_layers is not None:
-        described.config.tap_layers = list(capture_layers)
-    embeddings_VD = readable(target.model.get_input_embeddings())
+    config = overridden(described.config, capture_layers)
     # The weights are not kept in a variable: the head copies them.
     head = build_head(
-        described.config,
+        config,
         state if state is not None else read_weights(ea_model_path, **hub),
         target.config,
         dialect=described.dialect,
-        embeddings_VD=embeddings_VD,
+        embeddings_VD=readable(target.model.get_input_embeddings()),
     )
     if capture_layers is not None and head.taps(len(target.layers)) == "last":
         raise ValueError(
@@ -111,7 +109,7 @@ def load_pair(
     share(head, target.model)
     drafter = Drafter(head, trees, target.embed, target.output_logits)
     drafter.eval()
-    return Pair(target, drafter, taps)
+    return Pair(target, drafter, taps, described)
 
 
 def _check_kind(head: DraftHead, path: str, trees: TreeConfig, use_eagle3: bool | None) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
+
 # Of one decoder layer.
 PARTS = (
     "input_layernorm.weight",
@@ -128,3 +130,31 @@ def architectures(fields: Mapping[str, Any]) -> list[str]:
     """Return the classes that a configuration names, none where the field is something else than names."""
     named = fields.get("architectures")
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """The target that a head is written for, as far as layouts name it.
+
+    Attributes:
+        name: folder or Hub id.
+        architectures: as its `config.json` names them.
+        layers: decoder layers.
+        positions: of its configuration, None where it does not say.
+        embeddings_VD: its input embeddings, None where they are not known.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    layers: int
+    positions: int | None = None
+    embeddings_VD: torch.Tensor | None = None
+
+
+# Fields of a config.json and tensors by their names there.
+Saved = tuple[dict[str, Any], dict[str, torch.Tensor]]
+
+
+def unsupported(what: str, who: str) -> NotImplementedError:
+    """Return the refusal of a layout that cannot say something of a head."""
+    return NotImplementedError(f"a head with {what} cannot be written for {who}, which does not read it: use --to eagle")

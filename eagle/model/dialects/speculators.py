@@ -1,4 +1,4 @@
-"""Heads of the speculators library (vLLM, Red Hat): EAGLE-3 with `layers.N`, a nested configuration.
+"""Heads of the speculators library (vLLM, Red Hat), in and out: EAGLE-3 with `layers.N`, a nested configuration.
 
 The first layer's own fields are in `transformer_layer_config`, a Llama's or a Qwen3's with that class's defaults left
 out; a Qwen3's has q and k norms. Layer ids are those whose inputs are read.
@@ -7,13 +7,29 @@ out; a Qwen3's has q and k norms. Layer ids are those whose inputs are read.
 import logging
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
-from eagle.model.dialects.keys import EAGLE3, FIRST, FREQUENCIES, FURTHER, Dialect, Key, same
+from eagle.model.configs import EAGLE3_FLAGS, EConfig
+from eagle.model.dialects.keys import (
+    EAGLE3,
+    FIRST,
+    FREQUENCIES,
+    FURTHER,
+    Dialect,
+    Key,
+    Saved,
+    Verifier,
+    same,
+    unsupported,
+)
 
 logger = logging.getLogger(__name__)
 
 LAYERS = ("llama", "qwen3")
+VERSION = "0.9.0"  # whose layout is written
+# Rotary embeddings that ask for the positions of the configuration where they have none of their own.
+POSITIONED = ("dynamic", "yarn", "longrope")
 # Around the layer's: what the library says about itself, its target and its training.
 SILENT = (
     "speculators_model_type",
@@ -102,3 +118,71 @@ SPECULATORS = Dialect(
     flat=flat,
     version="speculators_version",
 )
+
+
+def saved(config: EConfig, state: dict[str, torch.Tensor], taps: tuple[int, ...] | str, verifier: Verifier) -> Saved:
+    """Return an EAGLE-3 head's fields and tensors in this layout.
+
+    Args:
+        config: the head's.
+        state: its tensors under our names.
+        taps: the layers that it reads.
+        verifier: its target.
+
+    Raises:
+        NotImplementedError: the library, or vLLM, would read another head.
+    """
+    who = "speculators and vLLM"
+    if not any(name.startswith("midlayer.") for name in state):
+        raise unsupported("EAGLE-1/2's layer", "speculators")
+    if taps == "last":
+        raise unsupported("use_aux_hidden_state=false", who)
+    if config.target_hidden_size not in (None, config.hidden_size):
+        raise unsupported(f"hidden_size={config.hidden_size} for a target of {config.target_hidden_size}", who)
+    if config.qkv_bias and not config.attention_bias:
+        raise unsupported("qkv_bias", who)
+    if config.qk_norm and config.mlp_bias:
+        raise unsupported("qk_norm and mlp_bias together", who)
+    if config.norm_before_fc and config.fc_norm:
+        raise unsupported("norm_before_fc and fc_norm together", who)
+    layer = {name: value for name, value in config.to_dict().items() if name in KEPT and value is not None}
+    layer |= {"model_type": "qwen3" if config.qk_norm else "llama", "tie_word_embeddings": False, **_windows(config, who)}
+    rope = config.rope_parameters
+    if verifier.positions and (rope["rope_type"] not in POSITIONED or "original_max_position_embeddings" in rope):
+        # Engines serve no longer texts than this.
+        layer["max_position_embeddings"] = max(config.max_position_embeddings, verifier.positions)
+    if len(taps) != 3:
+        layer["num_aux_hidden_states"] = len(taps)  # vLLM asks this how wide fc is
+    fields = {
+        "architectures": ["Eagle3DraftModel"],
+        "speculators_model_type": "eagle3",
+        "speculators_version": VERSION,
+        "draft_vocab_size": config.draft_vocab_size or config.vocab_size,
+        "eagle_aux_hidden_state_layer_ids": list(taps),
+        "embed_requires_grad": False,
+        "tie_word_embeddings": False,
+        **{name: getattr(config, name) for name in EAGLE3_FLAGS},
+        "transformer_layer_config": layer,
+        "speculators_config": {
+            "algorithm": "eagle3",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": 3}],
+            "verifier": {"name_or_path": verifier.name, "architectures": list(verifier.architectures)},
+        },
+    }
+    first = "midlayer."
+    return fields, {
+        f"layers.0.{name.removeprefix(first)}" if name.startswith(first) else name: tensor
+        for name, tensor in state.items()
+    }
+
+
+def _windows(config: EConfig, who: str) -> dict[str, Any]:
+    sizes = {window for window in config.windows or () if window is not None}
+    if not sizes:
+        return {}
+    if len(sizes) > 1:
+        raise unsupported(f"windows of several sizes {sorted(sizes)}", who)
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in config.windows or ()]
+    used = {"use_sliding_window": True} if config.qk_norm else {}
+    return {"sliding_window": sizes.pop(), "layer_types": kinds, **used}
