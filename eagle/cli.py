@@ -26,7 +26,9 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument("--base", required=True, help="folder or Hub id of the base model")
     doctor.add_argument("--head", "--ea-model-path", help="folder or Hub id of its draft head, of any trainer")
     doctor.add_argument("--capture-layers", type=int, nargs="+", help="layers whose inputs the head reads, to try")
-    doctor.add_argument("--prompts", help="file with one beginning of a text per line, of the kind the head was made for")
+    doctor.add_argument(
+        "--prompts", help="file with one beginning of a text per line, of the kind the head was made for"
+    )
     doctor.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     doctor.add_argument("--device-map", help="auto, cpu, cuda, …")
     doctor.add_argument("--attn-implementation", choices=("sdpa", "eager"))

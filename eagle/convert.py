@@ -12,15 +12,18 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from eagle.model.configs import EAGLE3_FLAGS, overridden, text_config
 from eagle.model.dialects.checkpoint import build_head, describe, readable
 from eagle.model.dialects.keys import Verifier
 from eagle.model.dialects.layouts import LAYOUTS, check_layout, write_layout
 from eagle.model.dialects.publish import push_folder
-from eagle.model.dialects.weights import HUB_KEYWORDS, read_weights
+from eagle.model.dialects.speculators import SPECULATORS
+from eagle.model.dialects.weights import HUB_KEYWORDS, read_tensor, read_weights
+from eagle.model.head import DraftHead
 from eagle.model.support.loading import load_base
 
 logger = logging.getLogger(__name__)
@@ -67,10 +70,11 @@ def convert_head(
     own = {name: value for name, value in hub.items() if name != "revision"}
     whole_config = AutoConfig.from_pretrained(base, **own)
     target = text_config(whole_config)
-    embeddings_VD = None
-    if any(name.endswith("embed_tokens.weight") for name in state):
-        embeddings_VD = readable(load_base(base, {"dtype": "auto", **own}).get_input_embeddings())
+    has_embeddings = any(name.endswith("embed_tokens.weight") for name in state)
+    embeddings_VD = base_embeddings(base, own) if has_embeddings or to == "speculators" else None
     built = build_head(config, state, target, dialect=described.dialect, embeddings_VD=embeddings_VD)
+    if described.dialect is SPECULATORS and to != "speculators":
+        _drop_copy(built, embeddings_VD)
     verifier = Verifier(
         base,
         tuple(whole_config.architectures or ()),
@@ -78,10 +82,35 @@ def convert_head(
         getattr(target, "max_position_embeddings", None),
         embeddings_VD,
     )
-    folder = write_layout(built, out, to, verifier, target, source=head, here=push_to_hub)
+    folder = write_layout(built, str(out), to, verifier, target, source=head, here=push_to_hub)
     if push_to_hub is not None:
         push_folder(folder, push_to_hub, private=private, token=hub.get("token"))
     return folder
+
+
+def base_embeddings(base: str, hub: Mapping[str, Any]) -> torch.Tensor | None:
+    """Return a base model's input embeddings, from its files alone where they are there under their name.
+
+    Args:
+        base: folder or Hub id.
+        hub: keywords of a download.
+    """
+    config = AutoConfig.from_pretrained(base, **hub)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    weight = model.get_input_embeddings().weight
+    name = next(name for name, parameter in model.named_parameters() if parameter is weight)
+    found = read_tensor(base, name, **hub)
+    return found if found is not None else readable(load_base(base, {"dtype": "auto", **hub}).get_input_embeddings())
+
+
+def _drop_copy(head: DraftHead, embeddings_VD: torch.Tensor | None) -> None:
+    """Leave out the target's embeddings, which speculators writes into every file, where the head's are equal."""
+    own = getattr(head, "embed_tokens", None)
+    if own is None or embeddings_VD is None or own.weight.shape != embeddings_VD.shape:
+        return
+    if torch.equal(own.weight, embeddings_VD.to(own.weight)):
+        del head.embed_tokens
 
 
 def parser() -> argparse.ArgumentParser:
@@ -138,7 +167,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"eagle convert: {str(refusal).partition(chr(10))[0]}\n")
         return 1
     pushed = f", and at https://huggingface.co/{args.push_to_hub}" if args.push_to_hub else ""
-    sys.stdout.write(f"{folder}: the head in the {args.to} layout{pushed}; README.md there has the command that uses it\n")
+    sys.stdout.write(
+        f"{folder}: the head in the {args.to} layout{pushed}; README.md there has the command that uses it\n"
+    )
     return 0
 
 

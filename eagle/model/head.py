@@ -8,6 +8,7 @@ Shapes: B batch, S tokens, D head width, F feature width, W draft vocabulary, H 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -264,7 +265,7 @@ class Eagle3Head(DraftHead):
         """Return hidden states [B, S, D] after `norm`."""
         return hidden_BSD if self.config.norm_output else self.norm(hidden_BSD)
 
-    def logits(self, hidden_BSD: torch.Tensor) -> torch.Tensor | None:
+    def logits(self, hidden_BSD: torch.Tensor) -> Any:
         """Return draft logits [B, S, W] over the draft vocabulary, None without an output matrix of its own."""
         return self.lm_head(self.normed(hidden_BSD)) if hasattr(self, "lm_head") else None
 

@@ -99,8 +99,8 @@ def load_pair(
     )
     if capture_layers is not None and head.taps(len(target.layers)) == "last":
         raise ValueError(
-            f"capture_layers={list(capture_layers)}, but {ea_model_path!r} holds an {head.kind} head that reads the last "
-            "hidden state"
+            f"capture_layers={list(capture_layers)}, but {ea_model_path!r} holds an {head.kind} head that reads the "
+            "last hidden state"
         )
     _check_kind(head, ea_model_path, trees, use_eagle3)
     check_embeddings(head, target.model)

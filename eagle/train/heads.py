@@ -94,6 +94,13 @@ def frequent_tokens(counts_V: NDArray[np.int64], count: int) -> torch.Tensor:
     return torch.from_numpy(np.sort(np.argsort(-counts_V, kind="stable")[:count]))
 
 
+def _check_trainable(head: DraftHead, path: str) -> None:
+    if any(head.config.windows or ()):
+        raise ValueError(f"{path} holds a head with sliding windows, which can be used, not trained further")
+    if isinstance(head, Eagle3Head) and not (hasattr(head, "fc") and hasattr(head, "lm_head")):
+        raise ValueError(f"{path} holds an EAGLE-3 head without fc or lm_head, which can be used, not trained further")
+
+
 def first_head(
     settings: Settings,
     target: PreTrainedConfig,
@@ -113,6 +120,7 @@ def first_head(
     """
     if settings.init_from is not None:
         head = load_head(settings.init_from, target).float()
+        _check_trainable(head, settings.init_from)
         if isinstance(head, EagleHead) != (settings.kind == "eagle"):
             raise ValueError(f"{settings.init_from} holds an {head.kind} head, kind={settings.kind!r}")
         if settings.draft_vocab_size not in (None, head.draft_size):

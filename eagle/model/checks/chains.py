@@ -60,7 +60,7 @@ def chains_of(
     for step in range(depth):
         # Beyond the text's end the last token stands in: chains that reach so far are not counted.
         tokens_1N = ids_1S[:, (entries_N + 1 + step).clamp(max=ids_1S.shape[1] - 1)]
-        attend = _attention(head, chain, entries_N, step)
+        attend = chain_attention(head, chain, entries_N, step)
         hidden_1ND = head(drafter.embeddings(tokens_1N).to(hidden_1ND), hidden_1ND, (entries_N + step)[None], attend)
         logp_NW = drafter.log_probabilities(hidden_1ND)[0, :counted]
         text_N = ids_1S[0, step + 2 : step + 2 + counted]
@@ -75,7 +75,7 @@ def draftable(head: DraftHead) -> torch.Tensor:
     return head.target_ids(torch.arange(head.draft_size, device=head.device))
 
 
-def _attention(head: DraftHead, chain: list[list[KeyValue]], entries_N: torch.Tensor, step: int) -> Attend:
+def chain_attention(head: DraftHead, chain: list[list[KeyValue]], entries_N: torch.Tensor, step: int) -> Attend:
     windows = head.config.windows or [None] * head.layers_count
 
     def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -84,10 +84,10 @@ def _attention(head: DraftHead, chain: list[list[KeyValue]], entries_N: torch.Te
         (true_k, true_v), *added = chain[layer]
         back_NN = entries_N[:, None] + step - entries_N
         is_seen_NN = entries_N <= entries_N[:, None]
-        if windows[layer] is not None:
-            is_seen_NN &= back_NN < windows[layer]
-            first = max(0, step - windows[layer])  # of the chain's entries, number 1 is the first
-            added = added[first:]
+        window = windows[layer]
+        if window is not None:
+            is_seen_NN &= back_NN < window
+            added = added[max(0, step - window) :]  # number 1 of the chain is the first
         scores = [(q @ true_k.transpose(2, 3)).float().masked_fill(~is_seen_NN, float("-inf"))]
         scores += [(q * key).sum(-1, keepdim=True).float() for key, _ in added]
         weights = (torch.cat(scores, -1) * q.shape[-1] ** -0.5).softmax(-1).to(q.dtype)

@@ -3,7 +3,7 @@
 A head that reads the layers next to its own, or whose configuration has a wrong flag, loads and drafts, only worse. So
 what could be meant otherwise is tried one after another: the layers one up and one down and the default ones, the norm
 flags that no tensor shows, the rotary base. What finds the target's own tokens likeliest, beyond chance, is what it was
-trained with: likelihood, expected over the target's distribution, tells ways apart that the share of right tokens cannot.
+trained with: likelihood, expected over the target's distribution, tells ways apart that shares of right tokens cannot.
 
 Shapes: S tokens, F feature width.
 """

@@ -48,9 +48,7 @@ def read_openings(path: str) -> list[str]:
     return found
 
 
-def sample_texts(
-    target: TargetModel, openings: Sequence[str] | None, tokenizer: Callable[[], Any]
-) -> list[SampleText]:
+def sample_texts(target: TargetModel, openings: Sequence[str] | None, tokenizer: Callable[[], Any]) -> list[SampleText]:
     """Let a target go on with some openings.
 
     Args:

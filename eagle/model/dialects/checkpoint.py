@@ -107,11 +107,8 @@ def build_head(
     state = _renamed(dialect, state, "midlayer" if is_eagle3 else "layers.0")
     _check_layers(config, state)
     rotary = _rotary(config)
-    head: DraftHead
-    if is_eagle3:
-        head = _eagle3(config, state, target, embeddings_VD)
-    else:
-        head = _eagle(config, state, target, embeddings_VD)
+    make = _eagle3 if is_eagle3 else _eagle
+    head: DraftHead = make(config, state, target, embeddings_VD)
     _check_names(head, state)
     _check_finite(state)
     if is_eagle3:
@@ -127,8 +124,8 @@ def _check_names(head: DraftHead, state: Mapping[str, torch.Tensor]) -> None:
     missing, unexpected = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or unexpected:
         raise ValueError(
-            f"draft head does not fit its config.json: missing {missing}, unexpected {unexpected}: take both files from "
-            "one place"
+            f"draft head does not fit its config.json: missing {missing}, unexpected {unexpected}: take both files "
+            "from one place"
         )
     wrong = [
         f"{name}: file {tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
@@ -138,8 +135,8 @@ def _check_names(head: DraftHead, state: Mapping[str, torch.Tensor]) -> None:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
-            f"draft head does not fit its config.json or its target: {'; '.join(wrong[:3])}{more}: take both files from "
-            "one place, and the head's own target"
+            f"draft head does not fit its config.json or its target: {'; '.join(wrong[:3])}{more}: take both files "
+            "from one place, and the head's own target"
         )
 
 
@@ -330,8 +327,8 @@ def _check_finite(state: Mapping[str, torch.Tensor]) -> None:
             raise ValueError(f"tensor {name!r} holds NaN or infinity: the checkpoint is damaged: {DOWNLOAD}")
         if (tensor.ndim == 2 or "norm" in name) and not tensor.any():
             raise ValueError(
-                f"tensor {name!r} is all zero: the checkpoint is damaged or was never trained: {DOWNLOAD}, or leave the "
-                "tensor out where the target's is meant"
+                f"tensor {name!r} is all zero: the checkpoint is damaged or was never trained: {DOWNLOAD}, or leave it "
+                "out where the target's is meant"
             )
 
 

@@ -151,7 +151,9 @@ def _read_taps(fields: dict[str, Any], path: str) -> None:
     counts = [len(ids) for ids in (fields.get("tap_layers"), inner, outer) if ids is not None]
     told = fields.pop("num_aux_hidden_states", None)
     if told is not None and told != (counts or [3])[0]:
-        raise ValueError(f"{path}: config.json says num_aux_hidden_states={told!r}, and names {(counts or [3])[0]} layers")
+        raise ValueError(
+            f"{path}: config.json says num_aux_hidden_states={told!r}, and names {(counts or [3])[0]} layers"
+        )
     if fields.get("tap_layers") is not None:
         return
     if inner is not None:
@@ -175,9 +177,9 @@ def _read_windows(fields: dict[str, Any], path: str) -> None:
     if SLIDING in kinds:
         if not (type(window) is int and 1 <= window <= MOST) or len(kinds) != layers:
             raise ValueError(
-                f"{path}: config.json says layer_types={kinds} and sliding_window={window!r}; it needs one kind for each "
-                f"of num_hidden_layers={layers} and a window of at least 1: a head that sees only so far back drafts "
-                "worse without its window, in silence"
+                f"{path}: config.json says layer_types={kinds} and sliding_window={window!r}; it needs one kind for "
+                f"each of num_hidden_layers={layers} and a window of at least 1: a head that sees only so far back "
+                "drafts worse without its window, in silence"
             )
         fields["windows"] = [window if kind == SLIDING else None for kind in kinds]
     elif window is not None and used:

@@ -56,7 +56,8 @@ class Key:
         """Return the name in the head of what was found in the file."""
         name = self.ours.replace("{first}", first)
         for group in found.groups():
-            name = re.sub(r"\{\w+\}", lambda _, group=group: group, name, count=1)
+            place = re.search(r"\{\w+\}", name)
+            name = name if place is None else name[: place.start()] + group + name[place.end() :]
         return name
 
 
@@ -157,4 +158,6 @@ Saved = tuple[dict[str, Any], dict[str, torch.Tensor]]
 
 def unsupported(what: str, who: str) -> NotImplementedError:
     """Return the refusal of a layout that cannot say something of a head."""
-    return NotImplementedError(f"a head with {what} cannot be written for {who}, which does not read it: use --to eagle")
+    return NotImplementedError(
+        f"a head with {what} cannot be written for {who}, which does not read it: use --to eagle"
+    )

@@ -95,7 +95,7 @@ def write_layout(
     try:
         _write(head, unfinished, layout, verifier)
         write_text(unfinished / "README.md", _card(head, layout, verifier, here or folder.name, source))
-        _check_written(head, unfinished, target)
+        _check_written(head, unfinished, verifier, target)
         finish_folder(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -114,10 +114,12 @@ def _write(head: DraftHead, folder: Path, layout: str, verifier: Verifier) -> No
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _check_written(head: DraftHead, folder: Path, target: Any) -> None:
+def _check_written(head: DraftHead, folder: Path, verifier: Verifier, target: Any) -> None:
     described = describe(str(folder))
     again = build_head(described.config, read_weights(str(folder)), target, dialect=described.dialect)
     before, after = head.state_dict(), again.state_dict()
+    if "embed_tokens.weight" in after and verifier.embeddings_VD is not None:
+        before.setdefault("embed_tokens.weight", verifier.embeddings_VD.to(head.dtype))
     lost = {name for name in before if name not in after} - {"embed_tokens.weight"}
     changed = [name for name in after if name not in before or not torch.equal(after[name], before[name].cpu())]
     assert not lost and not changed, f"{folder}: {sorted(lost)} are lost, {changed} differ"

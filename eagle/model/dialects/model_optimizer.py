@@ -44,7 +44,9 @@ def checked_layer(fields: dict[str, Any], path: str) -> dict[str, Any]:
             if usual is not None and found not in (None, usual):
                 raise NotImplementedError(f"{path}: {name}={found!r} is not supported, only {usual!r}")
     if "Eagle3DeepseekV2ForCausalLM" in architectures(fields):
-        raise NotImplementedError(f"{path}: a head with latent attention (Eagle3DeepseekV2ForCausalLM) is not supported")
+        raise NotImplementedError(
+            f"{path}: a head with latent attention (Eagle3DeepseekV2ForCausalLM) is not supported"
+        )
     return fields
 
 

@@ -126,7 +126,9 @@ def saved(config: EConfig, state: dict[str, torch.Tensor], taps: tuple[int, ...]
 def _without_embeddings(state: dict[str, torch.Tensor], verifier: Verifier) -> dict[str, torch.Tensor]:
     own_VD, theirs_VD = state.get("embed_tokens.weight"), verifier.embeddings_VD
     if own_VD is not None and (
-        theirs_VD is None or own_VD.shape != theirs_VD.shape or not torch.equal(own_VD.cpu(), theirs_VD.to(own_VD).cpu())
+        theirs_VD is None
+        or own_VD.shape != theirs_VD.shape
+        or not torch.equal(own_VD.cpu(), theirs_VD.to(own_VD).cpu())
     ):
         raise unsupported("embed_tokens.weight other than the target's", "SGLang")
     return {name: tensor for name, tensor in state.items() if name != "embed_tokens.weight"}

@@ -1,7 +1,8 @@
 """Heads of the speculators library (vLLM, Red Hat), in and out: EAGLE-3 with `layers.N`, a nested configuration.
 
 The first layer's own fields are in `transformer_layer_config`, a Llama's or a Qwen3's with that class's defaults left
-out; a Qwen3's has q and k norms. Layer ids are those whose inputs are read.
+out; a Qwen3's has q and k norms. Layer ids are those whose inputs are read. The library writes the target's embeddings
+into every file, and reads a file without any as one of whatever lies in memory (0.9.0): they are written here too.
 """
 
 import logging
@@ -146,13 +147,21 @@ def saved(config: EConfig, state: dict[str, torch.Tensor], taps: tuple[int, ...]
     if config.norm_before_fc and config.fc_norm:
         raise unsupported("norm_before_fc and fc_norm together", who)
     layer = {name: value for name, value in config.to_dict().items() if name in KEPT and value is not None}
-    layer |= {"model_type": "qwen3" if config.qk_norm else "llama", "tie_word_embeddings": False, **_windows(config, who)}
+    layer |= {
+        "model_type": "qwen3" if config.qk_norm else "llama",
+        "tie_word_embeddings": False,
+        **_windows(config, who),
+    }
     rope = config.rope_parameters
     if verifier.positions and (rope["rope_type"] not in POSITIONED or "original_max_position_embeddings" in rope):
         # Engines serve no longer texts than this.
         layer["max_position_embeddings"] = max(config.max_position_embeddings, verifier.positions)
     if len(taps) != 3:
         layer["num_aux_hidden_states"] = len(taps)  # vLLM asks this how wide fc is
+    if "embed_tokens.weight" not in state:
+        if verifier.embeddings_VD is None:
+            raise unsupported("the embeddings of a target that cannot be read", who)
+        state = {**state, "embed_tokens.weight": verifier.embeddings_VD.to(state["fc.weight"])}
     fields = {
         "architectures": ["Eagle3DraftModel"],
         "speculators_model_type": "eagle3",

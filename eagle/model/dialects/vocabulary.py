@@ -20,8 +20,8 @@ def similarity(one_VD: torch.Tensor, other_VD: torch.Tensor) -> float:
     """Return the mean cosine of some rows of two tables of embeddings, of those rows that both have."""
     count = min(len(one_VD), len(other_VD))
     rows = torch.arange(0, count, max(1, count // SAMPLED))
-    some = [table.detach()[rows.to(table.device)].float().cpu() for table in (one_VD, other_VD)]
-    return float(torch.nn.functional.cosine_similarity(*some).mean())
+    one_RD, other_RD = (table.detach()[rows.to(table.device)].float().cpu() for table in (one_VD, other_VD))
+    return float(torch.nn.functional.cosine_similarity(one_RD, other_RD).mean())
 
 
 def fit_vocabulary(
@@ -87,8 +87,8 @@ def fit_maps(config: EConfig, state: dict[str, torch.Tensor]) -> None:
     if config.draft_vocab_size in (None, config.vocab_size):
         if offsets_W is not None and offsets_W.any():
             raise ValueError(
-                f"d2t maps {len(offsets_W)} draft tokens, config.json says draft_vocab_size={config.draft_vocab_size} of "
-                f"{config.vocab_size}: set draft_vocab_size to the rows of lm_head.weight"
+                f"d2t maps {len(offsets_W)} draft tokens, config.json says draft_vocab_size={config.draft_vocab_size} "
+                f"of {config.vocab_size}: set draft_vocab_size to the rows of lm_head.weight"
             )
         # Some exporters write the identity maps although nothing reads them.
         state.pop("d2t", None)

@@ -73,8 +73,8 @@ def _downloaded(path: str, name: str, hub: dict[str, Any]) -> Path:
         return Path(hf_hub_download(path, name, **hub))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as failure:
         raise FileNotFoundError(
-            f"{name} of Hub repository {path!r}{at} is not in the cache, and the Hub cannot be reached or was not to be "
-            "asked: download it while online, or pass a folder"
+            f"{name} of Hub repository {path!r}{at} is not in the cache, and the Hub cannot be reached or was not to "
+            "be asked: download it while online, or pass a folder"
         ) from failure
     except EntryNotFoundError:
         raise
@@ -86,8 +86,8 @@ def _downloaded(path: str, name: str, hub: dict[str, Any]) -> Path:
         raise FileNotFoundError(f"Hub repository {path!r} has no revision {hub.get('revision')!r}") from failure
     except RepositoryNotFoundError as failure:
         raise FileNotFoundError(
-            f"{path!r} is neither a folder nor a Hub repository that may be read: check its name, and pass token= or run "
-            "`hf auth login` where it is private"
+            f"{path!r} is neither a folder nor a Hub repository that may be read: check its name, and pass token= or "
+            "run `hf auth login` where it is private"
         ) from failure
     except HFValidationError as failure:
         raise ValueError(f"{path!r} is neither a folder nor the name of a Hub repository") from failure
@@ -150,6 +150,24 @@ def _read_shards(index: Path, path: str, hub: dict[str, Any]) -> dict[str, torch
             raise ValueError(f"{index.name} and {name} disagree about the tensors {differing}: {DOWNLOAD}")
         state |= shard
     return state
+
+
+def read_tensor(path: str, name: str, **hub: Any) -> torch.Tensor | None:
+    """Return one tensor of a folder or repository in safetensors files; None where it is not there by this name.
+
+    Raises:
+        FileNotFoundError: there is no such folder or repository, or no file of weights.
+    """
+    file = find(path, WEIGHT_FILES, hub)
+    if file.name.endswith(INDEX):
+        shard = (_json(file).get("weight_map") or {}).get(name)
+        if shard is None:
+            return None
+        file = find(path, (str(shard),), hub)
+    if file.suffix != ".safetensors":
+        return None
+    with safe_open(file, "pt") as tensors:
+        return tensors.get_tensor(name) if name in tensors.keys() else None  # noqa: SIM118
 
 
 def tensor_names(path: str) -> list[str]:
