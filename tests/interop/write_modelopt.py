@@ -15,6 +15,8 @@ fields, tensors, folder, base = sys.argv[1:]
 mto.enable_huggingface_checkpointing()
 model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
 layer = json.loads(Path(fields).read_text())
-mtsp.convert(model, [("eagle", {"eagle_architecture_config": layer, "eagle_use_torch_compile": False})])
+# Without this the exporter writes a yarn embedding that the head was not trained with.
+as_trained = {"eagle_use_torch_compile": False, "eagle_export_rope_scaling": {}}
+mtsp.convert(model, [("eagle", {"eagle_architecture_config": layer, **as_trained})])
 model.eagle_module.load_state_dict(load_file(tensors), strict=True)
 EagleExporter(model).export(folder)

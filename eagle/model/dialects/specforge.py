@@ -48,7 +48,7 @@ def flat(fields: dict[str, Any], path: str) -> dict[str, Any]:
         fields["fc_norm"] = True
     if "fc_bias" in fields:
         fields["bias"] = fields.pop("fc_bias")
-    if fields.get("norm_output") and "tap_layers" not in fields:  # which only this package writes
+    if fields.get("norm_output") and fields.get("tap_layers") is None:  # which only this package writes
         logger.warning(
             "%s: norm_output=true is read as EAGLE-3.1's; heads that SpecForge wrote before September 2026 carry it "
             "and are plain EAGLE-3: if few drafts are accepted, set it to false, or ask eagle doctor",
