@@ -109,7 +109,7 @@ def _drop_copy(head: DraftHead, embeddings_VD: torch.Tensor | None) -> None:
     own = getattr(head, "embed_tokens", None)
     if own is None or embeddings_VD is None or own.weight.shape != embeddings_VD.shape:
         return
-    if torch.equal(own.weight, embeddings_VD.to(own.weight)):
+    if torch.equal(own.weight, embeddings_VD):
         del head.embed_tokens
 
 

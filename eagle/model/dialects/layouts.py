@@ -107,7 +107,7 @@ def _write(head: DraftHead, folder: Path, layout: str, verifier: Verifier) -> No
         save_head(head, folder)
         return
     fields, state = WRITERS[layout](head.config, head.state_dict(), head.taps(verifier.layers), verifier)
-    fields |= {"dtype": str(head.dtype).removeprefix("torch.")}
+    fields |= {"dtype": str(state["fc.weight"].dtype).removeprefix("torch.")}
     fields.pop("transformers_version", None)
     write_text(folder / "config.json", json.dumps(fields, indent=2, sort_keys=True) + "\n")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -119,7 +119,7 @@ def _check_written(head: DraftHead, folder: Path, verifier: Verifier, target: An
     again = build_head(described.config, read_weights(str(folder)), target, dialect=described.dialect)
     before, after = head.state_dict(), again.state_dict()
     if "embed_tokens.weight" in after and verifier.embeddings_VD is not None:
-        before.setdefault("embed_tokens.weight", verifier.embeddings_VD.to(head.dtype))
+        before.setdefault("embed_tokens.weight", verifier.embeddings_VD.cpu())
     lost = {name for name in before if name not in after} - {"embed_tokens.weight"}
     changed = [name for name in after if name not in before or not torch.equal(after[name], before[name].cpu())]
     assert not lost and not changed, f"{folder}: {sorted(lost)} are lost, {changed} differ"

@@ -161,7 +161,7 @@ def saved(config: EConfig, state: dict[str, torch.Tensor], taps: tuple[int, ...]
     if "embed_tokens.weight" not in state:
         if verifier.embeddings_VD is None:
             raise unsupported("the embeddings of a target that cannot be read", who)
-        state = {**state, "embed_tokens.weight": verifier.embeddings_VD.to(state["fc.weight"])}
+        state = {**state, "embed_tokens.weight": verifier.embeddings_VD}
     fields = {
         "architectures": ["Eagle3DraftModel"],
         "speculators_model_type": "eagle3",

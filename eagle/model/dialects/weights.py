@@ -11,12 +11,10 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from httpx import HTTPError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -91,7 +89,11 @@ def _downloaded(path: str, name: str, hub: dict[str, Any]) -> Path:
         ) from failure
     except HFValidationError as failure:
         raise ValueError(f"{path!r} is neither a folder nor the name of a Hub repository") from failure
-    except (HfHubHTTPError, OSError, RuntimeError, HTTPError) as failure:
+    except Exception as failure:  # the client's errors, which differ by its release
+        if getattr(getattr(failure, "response", None), "status_code", None) in (401, 403):
+            raise FileNotFoundError(
+                f"Hub repository {path!r} may not be read: pass token= or run `hf auth login` as somebody who may"
+            ) from failure
         words = " ".join(str(failure).split())[:200]
         raise OSError(f"{name} of Hub repository {path!r} could not be downloaded ({words}): try again") from failure
 
