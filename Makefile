@@ -140,7 +140,7 @@ $(INTEROP)/%/.installed: | $(ALL)
 	$(PYTHON) -m venv $(@D)
 	PIP_CONSTRAINT=$(INTEROP)/constraints.txt $(@D)/bin/python -m pip install --no-input --progress-bar off \
 		torch==$(TORCH) safetensors $(NEEDS-$*) >$(@D).log 2>&1 || { tail -n 15 $(@D).log | cut -c 1-200 >&2; exit 1; }
-	test -z "$(ALONE-$*)" || $(@D)/bin/python -m pip install --no-input --no-deps $(ALONE-$*) >>$(@D).log 2>&1
+	test -z "$(ALONE-$*)" || PIP_CONSTRAINT= $(@D)/bin/python -m pip install --no-input --no-deps $(ALONE-$*) >>$(@D).log 2>&1
 	$(@D)/bin/python -m pip uninstall --yes torchvision torchaudio >>$(@D).log 2>&1
 	touch $@
 

@@ -160,12 +160,13 @@ def to_the_last_answer(messages: Sequence[Message]) -> list[Message]:
     """Keep what lies between the first question and the last answer, and what stands before the question but answers.
 
     Raises:
-        RowError: there is no answer.
+        RowError: there is no question, or no answer.
     """
     messages = from_the_user(messages)
     end = max((place for place, message in enumerate(messages, start=1) if message["role"] == "assistant"), default=0)
     if not end:
-        raise RowError("no assistant turn after a user's")
+        asked = any(message["role"] == "user" for message in messages)
+        raise RowError(f"no assistant turn after a user's: {ANEW}" if asked else "no user turn")
     return messages[:end]
 
 

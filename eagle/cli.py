@@ -23,8 +23,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="eagle", description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser("doctor", help="check in seconds whether a base model, and a head, are supported")
-    doctor.add_argument("--base", required=True, help="folder or Hub id of the base model")
-    doctor.add_argument("--head", "--ea-model-path", help="folder or Hub id of its draft head, of any trainer")
+    doctor.add_argument("--base-model-path", "--base", required=True, help="folder or Hub id of the base model")
+    doctor.add_argument("--ea-model-path", "--head", help="folder or Hub id of its draft head, of any trainer")
     doctor.add_argument("--capture-layers", type=int, nargs="+", help="layers whose inputs the head reads, to try")
     doctor.add_argument(
         "--prompts", help="file with one beginning of a text per line, of the kind the head was made for"
@@ -56,16 +56,16 @@ def doctor(args: argparse.Namespace) -> int:
     about_head = None
     try:
         openings = read_openings(args.prompts) if args.prompts is not None else None
-        if args.head is None:
-            report = diagnose(load_base(args.base, options))
+        if args.ea_model_path is None:
+            report = diagnose(load_base(args.base_model_path, options))
         else:
-            paths = {"base_model_path": args.base, "ea_model_path": args.head}
+            paths = {"base_model_path": args.base_model_path, "ea_model_path": args.ea_model_path}
             model = EaModel.from_pretrained(**paths, capture_layers=args.capture_layers, **options)
             report = model.self_check()
             about_head = model.head_check(openings)
     except (ImportError, ValueError, OSError, RuntimeError, AssertionError, SafetensorError) as refusal:
         words = str(refusal).partition("\n")[0]  # transformers goes on with a list of all it knows
-        report = Report(args.base, (Check("loading", False, words),), 0.0)
+        report = Report(args.base_model_path, (Check("loading", False, words),), 0.0)
     passed = report.passed and (about_head is None or about_head.passed)
     if args.json:
         found = {**dataclasses.asdict(report), "passed": passed}

@@ -116,8 +116,8 @@ def _drop_copy(head: DraftHead, embeddings_VD: torch.Tensor | None) -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(prog="eagle convert", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--base", required=True, help="folder or Hub id of the head's base model")
-    parser.add_argument("--head", required=True, help="folder or Hub id of the head, of any trainer")
+    parser.add_argument("--base-model-path", "--base", required=True, help="folder or Hub id of the head's base model")
+    parser.add_argument("--ea-model-path", "--head", required=True, help="folder or Hub id of the head, of any trainer")
     parser.add_argument("--to", required=True, choices=LAYOUTS, help="speculators is what vLLM reads")
     parser.add_argument("--out", required=True, help="folder to write, empty or not there")
     parser.add_argument("--capture-layers", type=int, nargs="+", help="layers whose inputs it reads (eagle doctor)")
@@ -153,8 +153,8 @@ def main(argv: list[str] | None = None) -> int:
     hub = {"revision": args.revision} if args.revision else {}
     try:
         folder = convert_head(
-            args.base,
-            args.head,
+            args.base_model_path,
+            args.ea_model_path,
             args.to,
             args.out,
             capture_layers=args.capture_layers,

@@ -60,17 +60,19 @@ def finish_folder(unfinished: Path, place: Path) -> None:
     _sync(place.parent)
 
 
+def file_checksum(path: Path) -> str:
+    """Return a file's SHA-256."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
 def file_checksums(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of every file below a folder, by its path in it."""
-    sums = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while piece := file.read(PIECE):
-                    digest.update(piece)
-            sums[path.relative_to(folder).as_posix()] = digest.hexdigest()
-    return sums
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_checksum(path) for path in files}
 
 
 def sweep(folder: Path, name: str = "*") -> None:

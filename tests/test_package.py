@@ -12,7 +12,7 @@ import eagle
 ROOT = Path(eagle.__file__).parent
 # From the bottom to the top: a file imports only what stands before it. A folder is a line, its files in their order.
 ORDER = """
-    eagle: files chat
+    eagle: files interrupts chat
     eagle.model: kinds choices tree configs stats sampling cache_layer kv_cache verify head
     eagle.model.dialects: weights keys safeailab specforge angelslim model_optimizer speculators vllm_eagle known
     eagle.model.dialects: fields vocabulary checkpoint layouts publish
@@ -24,11 +24,15 @@ ORDER = """
     eagle.model.call: inputs settings prepare reference output facade
     eagle.model.checks: self_check diagnosis openings chains head_diagnosis
     eagle.model: utils pair ea_model
-    eagle.data: rows sources samples tensor_files shards folder features batches regenerate maker preparation __main__
+    eagle.data: answers rows sources samples tensor_files shards folder writer features batches
+    eagle.data: answer_file answer_rules dialogues interview continuous batched regenerate endpoint processes
+    eagle.data: author_choice maker preparation command __main__
     eagle.ge_data: disk plan target_embeddings shards allocation
-    eagle.train: settings configure train_batches optimizers heads teachers sources
+    eagle.train: interruption settings schedule configure train_batches optimizers draft_vocabulary
+    eagle.train: heads teachers sources
     eagle.train: ttt_attention training_time_test losses recipe
-    eagle.train: distributed progress checkpoints export acceptance loop main main_deepspeed
+    eagle.train: precision distributed progress checkpoints export checkpoint_head acceptance loop run main
+    eagle.train: main_deepspeed
     eagle.traineagle3: main
     eagle.evaluation: synthetic prompts pairs methods model_meter measure report curve_points plots
     eagle.evaluation: bench curves memory conversation processor spec_bench
@@ -38,7 +42,11 @@ LINES = [line.strip().split(": ") for line in ORDER.strip().splitlines()]
 NAMES = [f"{folder}.{name}" for folder, names in LINES for name in names.split()]
 PLACES = {name: place for place, name in enumerate(NAMES)}
 # What data may know of the model: how it is loaded, and in one file how it answers.
-DATA_KNOWS = {"preparation": {"loading"}, "regenerate": {"ea_model", "loading", "properties"}}
+DATA_KNOWS = {
+    "command": {"loading"},
+    "regenerate": {"ea_model", "loading", "properties", "target"},
+    "continuous": {"kv_cache", "sampling", "target", "tree"},
+}
 EDGES = ("train", "evaluation", "ge_data")
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -1,5 +1,6 @@
 """The shipped pair: real weights, real acceptance, equal ids, and a demo that runs."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from places import PAIR, ROOT
 
 from eagle.evaluation.bench import load_pair, main, measure, methods, read_prompts
 from eagle.evaluation.prompts import batched
+from eagle.train.settings import parse
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,21 @@ def test_a_padded_batch_equals_generate(pair):
         assert torch.equal(model.eagenerate(ids, attention_mask=mask, max_new_tokens=48), want)
 
 
+def test_accepted_tokens_of_a_batch_are_those_of_each_row_alone(pair):
+    _, tokenizer, models = pair
+    (batch,) = batched(read_prompts(PAIR / "prompts.jsonl", tokenizer, 4), 4)
+    for model in models.values():
+        model.eagenerate(batch.ids_BS, attention_mask=batch.mask_BS, max_new_tokens=24)
+        together = model.stats
+        assert sorted(together.accepted_per_row) == [0, 1, 2, 3]
+        for row, accepted in together.accepted_per_row.items():
+            ids = batch.ids_BS[row, batch.mask_BS[row] == 1]
+            model.eagenerate(ids[None], max_new_tokens=24)
+            assert model.stats.accepted_per_row == {0: accepted} == {0: model.stats.accepted_per_step}
+        steps = [len(accepted) for accepted in together.accepted_per_row.values()]
+        assert sum(steps) == together.row_steps and max(steps) == together.steps > min(steps)
+
+
 def test_the_demo_colours_drafts_and_reports_equal_ids():
     arguments = ["--max-new-token", "24", "--num-prompts", "1", "--rounds", "1"]
     done = subprocess.run(
@@ -87,3 +104,33 @@ def test_bench_writes_a_document_with_its_provenance(tmp_path, capsys):
     assert all(len(row["seconds"]) == 2 for row in document["results"])
     assert document["provenance"]["torch"] == torch.__version__ and document["settings"]["rounds"] == 2
     assert "speed-up" in capsys.readouterr().out
+
+
+@pytest.fixture
+def experiments(monkeypatch):
+    monkeypatch.syspath_prepend(PAIR)
+    return importlib.import_module("experiments")
+
+
+def test_every_variant_is_a_run_that_training_takes_and_differs_from_its_base(experiments, tmp_path):
+    args = experiments.parser().parse_args(["--out", str(tmp_path)])
+    chosen = experiments.variants()
+    tasks = {variant.name: experiments.task_of(variant, variant.rate or 2e-3, args) for variant in chosen}
+    assert len(tasks) == len(chosen)
+    made = {name: parse(experiments.flags(task.settings), "x", "y") for name, task in tasks.items()}
+    bases = {name: task.base for name, task in tasks.items() if task.base is not None}
+    assert set(tasks) - set(bases) == {"eagle-lr-0.005"}
+    for name, base in bases.items():
+        assert made[name] != made[base] and made[name].bs == made[base].bs == 16
+        assert name.startswith(f"{made[name].kind}-")
+    assert made["eagle3-all-tokens"].draft_vocab_size is None
+    assert made["eagle3-output-lr-x3"].lm_head_lr == pytest.approx(6e-3)
+
+
+def test_a_head_gains_nothing_on_itself_and_what_it_gains_everywhere_is_certain(experiments):
+    found = {"forwards": [10, 20, 5], "accepted": [20, 30, 0], "reached": [35, 20, 10]}
+    better = found | {"accepted": [30, 50, 5]}  # one more in every forward
+    row = experiments.compared("tree", {"modes": {"tree": better}}, {"modes": {"tree": found}})
+    assert row["tau"] == pytest.approx(1 + 85 / 35, abs=1e-4) and row["gain"] == pytest.approx(1)
+    assert row["gain_interval"] == pytest.approx([1, 1]) and row["interval"][0] < row["tau"] < row["interval"][1]
+    assert row["conditional"] == pytest.approx([20 / 35, 0.5], abs=1e-4)

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from eagle.data.batches import Batch, Batches, Bucketed, Packed
+    from eagle.data.command import main
     from eagle.data.folder import Prepared, load
-    from eagle.data.preparation import main, prepare
+    from eagle.data.preparation import prepare
     from eagle.data.regenerate import Regeneration
     from eagle.data.samples import Sample, token_counts
 
 _HOMES = {
     **dict.fromkeys(("Batch", "Batches", "Bucketed", "Packed"), "batches"),
     **dict.fromkeys(("Prepared", "load"), "folder"),
-    **dict.fromkeys(("main", "prepare"), "preparation"),
+    "main": "command",
+    "prepare": "preparation",
     "Regeneration": "regenerate",
     **dict.fromkeys(("Sample", "token_counts"), "samples"),
 }

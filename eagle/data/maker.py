@@ -1,17 +1,16 @@
-"""Rows into samples: parsed, answered anew where that is asked for, tokenised, brought to length, counted."""
+"""Rows into samples: parsed, tokenised, brought to length, counted."""
 
 import logging
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
 from eagle.chat import RowError, Template, check_roles, turn_marks
-from eagle.data.folder import Writer
-from eagle.data.regenerate import AnswerGenerator, Dialogue
+from eagle.data.interview import Entry
 from eagle.data.rows import Conversation, Document
 from eagle.data.samples import Sample, conversation_samples, document_sample, pieces, truncated
 from eagle.data.sources import Raw
+from eagle.data.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -23,40 +22,23 @@ class Maker:
     Attributes:
         tokenizer: the target's.
         template: of the conversations; None where the tokenizer has none.
-        author: who answers; None where the answers stay as they are.
+        answered: whether conversations are answered anew.
         max_length: conversations are cut to this many tokens, documents into pieces of as many.
         strict: raise at the first row that cannot be used.
     """
 
     tokenizer: Any
     template: Template | None
-    author: AnswerGenerator | None
+    answered: bool
     max_length: int | None
     strict: bool
 
-    def add(self, group: Sequence[Raw], writer: Writer) -> None:
-        """Add the samples of some rows to a folder, and count the rows without any.
+    def entry(self, place: int, raw: Raw) -> Entry:
+        """Check a row, before anything of it is answered.
 
         Raises:
             ValueError: a conversation and no template, or a bad row where all must be good.
         """
-        counts = writer.counts
-        rows = [self._parsed(raw) for raw in group]
-        answered = self._answered(rows, counts.rows)
-        for raw, row in zip(group, rows, strict=True):
-            counts.rows += 1
-            try:
-                made = self._samples(row, answered)
-                cut = made if self.max_length is None else _cut(made, self.max_length)
-            except RowError as reason:
-                self._refuse(raw, reason)
-                counts.skip(raw.where, reason)
-                continue
-            counts.truncated += sum(map(len, cut)) < sum(map(len, made))
-            for sample in cut:
-                writer.add(sample)
-
-    def _parsed(self, raw: Raw) -> Document | Conversation | RowError:
         try:
             row = raw.parsed()
             if isinstance(row, Conversation) and self.template is None:
@@ -66,9 +48,9 @@ class Maker:
                 )
             self._check(row)
         except RowError as reason:
-            self._refuse(raw, reason)  # before anything is answered
-            return reason
-        return row
+            self._refuse(raw, reason)
+            return Entry(place, raw, reason)
+        return Entry(place, raw, row)
 
     def _check(self, row: Document | Conversation) -> None:
         """See that the template leaves out no turn, and that a document is none that it has rendered already."""
@@ -85,21 +67,34 @@ class Maker:
         if self.strict:
             raise ValueError(f"{raw.where}: {reason}") from reason
 
-    def _answered(self, rows: Sequence[Document | Conversation | RowError], place: int) -> Iterator[Dialogue] | None:
-        if self.author is None:
-            return None
-        if any(isinstance(row, Document) for row in rows):
-            _tell_of_documents()
-        talks = [row.messages for row in rows if isinstance(row, Conversation)]
-        return iter(self.author.answered(talks, place))
+    def add(self, entry: Entry, writer: Writer) -> None:
+        """Add the samples of a row to a folder, or count it as one without any.
 
-    def _samples(self, row: Document | Conversation | RowError, answered: Iterator[Dialogue] | None) -> list[Sample]:
+        Raises:
+            ValueError: a bad row where all must be good.
+        """
+        writer.counts.answers += entry.answers
+        writer.counts.looped += entry.looped
+        try:
+            made = self._samples(entry)
+            cut = made if self.max_length is None else _cut(made, self.max_length)
+        except RowError as reason:
+            self._refuse(entry.raw, reason)
+            writer.skip(entry.raw, reason)
+            return
+        writer.counts.truncated += sum(map(len, cut)) < sum(map(len, made))
+        writer.add(entry.raw, cut)
+
+    def _samples(self, entry: Entry) -> list[Sample]:
+        row = entry.row
         if isinstance(row, RowError):
             raise row
         if isinstance(row, Document):
+            if self.answered:
+                _tell_of_documents()
             return [document_sample(self.tokenizer, row.text)]
-        if answered is not None:
-            return next(answered).said()
+        if entry.dialogue is not None:
+            return entry.dialogue.said()
         assert self.template is not None
         return conversation_samples(self.tokenizer, self.template, row.messages)
 

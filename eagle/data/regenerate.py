@@ -1,26 +1,25 @@
-"""Answers that the target writes itself: every assistant turn of a conversation anew, given the answers before it.
+"""Answers that the target writes itself: every answer of a conversation anew, given the ones before it.
 
-A head trained on them learns the distribution that it will draft for. What is written depends on the settings and on
-the place of the conversations alone, never on when a run was interrupted.
-
-Shapes: B prompts of a batch, S tokens of the longest.
+A head trained on them learns the distribution that it will draft for.
 """
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import GenerationConfig
 
-from eagle.chat import Message, RowError, Template, from_the_user
-from eagle.data.samples import Sample, conversation_samples, prompt_ids
+from eagle.chat import RowError, Template
+from eagle.data.answer_rules import AnswerRules
+from eagle.data.answers import Author
+from eagle.data.batched import BatchAuthor
+from eagle.data.continuous import ContinuousAuthor
+from eagle.data.samples import conversation_samples
 from eagle.model.ea_model import EaModel
 from eagle.model.support.loading import load_base
 from eagle.model.support.properties import last_position, token_ids
+from eagle.model.target import TargetModel
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -30,210 +29,114 @@ class Regeneration:
     """How answers are written anew.
 
     Attributes:
-        ea_model_path: a head of the target, with which the same answers take less time.
-        temperature: 0 is greedy; otherwise the target's distribution at that temperature, without any filter.
+        ea_model_path: a head of the target. It drafts where that is faster, which is measured; answers are the same.
+        temperatures: 0 is greedy, else the target's distribution at that temperature without any filter; of several
+            every conversation takes one.
         max_new_tokens: most tokens of an answer.
-        batch_size: answers that are written side by side.
+        batch_size: answers that are written side by side; None for what the device does well.
         seed: of sampling.
         dtype: of the target; "auto" is the one it was saved in.
-        shard_rows: rows whose answers are written together; an interrupted run loses at most those.
+        drop_loops: leave out answers that repeat themselves without end; a conversation ends before one.
+        shard_rows: rows of a shard.
+        processes: that answer, each with a copy of the target.
+        endpoint: URL of a server that answers instead.
+        model: what that server calls the target.
+        concurrency: questions that it is asked at once.
 
     Raises:
         ValueError: a value out of range.
     """
 
     ea_model_path: str | None = None
-    temperature: float = 0.0
+    temperatures: Sequence[float] = (0.0,)
     max_new_tokens: int = 512
-    batch_size: int = 8
+    batch_size: int | None = None
     seed: int = 0
     dtype: str = "auto"
+    drop_loops: bool = False
     shard_rows: int = 256
+    processes: int = 1
+    endpoint: str | None = None
+    model: str | None = None
+    concurrency: int = 32
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or more")
-        for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("seed", 0), ("shard_rows", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        if not self.temperatures:
+            raise ValueError("temperatures is empty")
+        for temperature in self.temperatures:
+            if not 0 <= temperature < float("inf"):
+                raise ValueError(f"temperature={temperature} must be 0 (greedy) or more, and finite")
+        counts = ("max_new_tokens", "batch_size", "shard_rows", "processes", "concurrency")
+        for name, least in (*((name, 1) for name in counts), ("seed", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}")
+        if (self.endpoint is None) != (self.model is None):
+            raise ValueError("--endpoint URL and --model NAME go together")
+        here = self.ea_model_path is not None or self.processes > 1 or self.batch_size is not None
+        if self.endpoint is not None and (here or self.dtype != "auto"):
+            raise ValueError(
+                "--endpoint: the server writes the answers, without --ea-model-path, --batch-size, --processes, --dtype"
+            )
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides which answers are written: not the head, and without sampling not the batches."""
-        always = {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens, "dtype": self.dtype}
-        sampled = {"seed": self.seed, "batch_size": self.batch_size, "shard_rows": self.shard_rows}
-        return always | (sampled if self.temperature else {})
+        """What decides which answers are written: neither the head nor the batches, nor where a server is."""
+        kept: dict[str, Any] = {"temperatures": list(self.temperatures), "max_new_tokens": self.max_new_tokens}
+        kept |= {"dtype": self.dtype} if self.endpoint is None else {"model": self.model}
+        return kept | ({"seed": self.seed} if any(self.temperatures) else {})
 
 
-class Dialogue:
-    """A conversation on the way to new answers.
-
-    Attributes:
-        messages: the conversation, the target's words in the place of the answers given so far.
-        samples: what the target saw and said: one sample as long as each prompt goes on from the last answer, one more
-            wherever the template or the tokenizer writes what was said in other tokens.
-        reason: why it has ended; None while an answer is wanted.
-        prompt: ids that ask for it.
-    """
-
-    def __init__(self, messages: Sequence[Message]) -> None:
-        self.messages = list(from_the_user(messages))
-        self.samples: list[Sample] = []
-        self.reason: str | None = None
-        self.prompt: list[int] = []
-        self._place = -1
-        self._go_on()
-        if self.reason is not None:
-            self.reason = "no assistant turn after a user's"
-
-    @property
-    def open_turns(self) -> int:
-        """Answers that may still come."""
-        return 0 if self.reason else sum(m["role"] == "assistant" for m in self.messages[self._place :])
-
-    def said(self) -> list[Sample]:
-        """Return the samples.
-
-        Raises:
-            RowError: there is none, and why.
-        """
-        if not self.samples:
-            raise RowError(str(self.reason))
-        return self.samples
-
-    def _go_on(self) -> None:
-        later = (i for i, message in enumerate(self.messages) if i > self._place and message["role"] == "assistant")
-        self._place = next(later, len(self.messages))
-        self.reason = "every answer is given" if self._place == len(self.messages) else None
-
-    def ask(self, tokenizer: Any, template: Template) -> None:
-        """Set the prompt of the next answer; end where the template refuses the messages before it."""
-        try:
-            self.prompt = prompt_ids(tokenizer, template, self.messages[: self._place])
-        except RowError as refusal:
-            self.reason = str(refusal)
-
-    def add_answer(self, answer: list[int], text: str, ended: bool) -> None:
-        """Take an answer: its ids, the token that ended it included, and its text without that.
-
-        One that says nothing is dropped, and is the last; so is one that did not come to an end, but kept.
-        """
-        if not text:
-            self.reason = "the target's answer is empty"
-            return
-        self._keep(answer)
-        self.messages[self._place] = {"role": "assistant", "content": text}
-        self._go_on()
-        self.reason = self.reason if ended else "the answer is not finished"
-
-    def _keep(self, answer: list[int]) -> None:
-        ids = np.asarray([*self.prompt, *answer], dtype=np.int32)
-        mask = np.arange(len(ids)) >= len(self.prompt)
-        if self.samples and np.array_equal(self.samples[-1].ids, self.prompt[: len(self.samples[-1])]):
-            earlier = self.samples.pop()
-            mask[: len(earlier)] = earlier.mask
-        self.samples.append(Sample(ids, mask))
-
-
-class AnswerGenerator:
-    """The target as the author of answers.
+def load_author(
+    target: str,
+    regeneration: Regeneration,
+    tokenizer: Any,
+    template: Template,
+    max_length: int | None,
+    device: str | None = None,
+) -> Author:
+    """Load the target as the author of answers.
 
     Args:
         target: its folder or Hub id.
         regeneration: how it answers.
         tokenizer, template: of the conversations.
-        max_length: prompts of so many tokens or more are not answered.
+        max_length: tokens of prompt and answer; nothing beyond them is written.
+        device: where it runs; by default a GPU where there is one.
 
     Raises:
-        ValueError: nothing ends an answer, or the head does not fit.
+        ValueError: nothing ends an answer, the answers leave no room for a prompt, or the head does not fit.
         FileNotFoundError: target or head is not there.
     """
+    options: dict[str, Any] = {"dtype": regeneration.dtype}
+    if device is not None or torch.cuda.is_available():
+        options["device_map"] = "auto" if device is None else {"": device}
+    head = regeneration.ea_model_path
+    model: Any = load_base(target, options) if head is None else _with_head(target, head, options)
+    base = model if head is None else model.base_model
+    ends = ends_of(base.generation_config, tokenizer, template)
+    if not ends:
+        raise ValueError(f"{target} names no end-of-sequence id and the template ends turns without one")
+    limits = [limit for limit in (max_length, last_position(base)) if limit]
+    rules = AnswerRules(
+        tokenizer=tokenizer,
+        ends=ends,
+        temperatures=tuple(regeneration.temperatures),
+        max_new_tokens=regeneration.max_new_tokens,
+        most=min(limits, default=None),
+        seed=regeneration.seed,
+    )
+    if head is None:
+        try:
+            return ContinuousAuthor(TargetModel(base), rules, regeneration.batch_size)
+        except NotImplementedError:
+            pass  # rows of their own lengths, which not every target takes
+    return BatchAuthor(model, rules, regeneration.batch_size)
 
-    def __init__(
-        self, target: str, regeneration: Regeneration, tokenizer: Any, template: Template, max_length: int | None
-    ) -> None:
-        self.regeneration, self.tokenizer, self.template = regeneration, tokenizer, template
-        options: dict[str, Any] = {"dtype": regeneration.dtype}
-        if torch.cuda.is_available():
-            options["device_map"] = "auto"
-        head = regeneration.ea_model_path
-        self.model: Any = (
-            load_base(target, options) if head is None else EaModel.from_pretrained(None, target, head, **options)
-        )
-        base = self.model if head is None else self.model.base_model
-        self.ends = ends_of(base.generation_config, tokenizer, template)
-        if not self.ends:
-            raise ValueError(f"{target} names no end-of-sequence id and the template ends turns without one")
-        # The distribution is the target's own: its generation defaults, often filters and penalties, do not count.
-        self.model.generation_config = GenerationConfig()
-        positions = last_position(base)
-        limits = [positions - regeneration.max_new_tokens] if positions else []
-        self.longest = min([*limits, *([max_length - 1] if max_length else [])], default=None)
-        if limits and limits[0] < 1:
-            raise ValueError(
-                f"max_new_tokens={regeneration.max_new_tokens} must be below the target's {positions} positions"
-            )
 
-    @property
-    def config(self) -> GenerationConfig:
-        """What `generate` is told."""
-        sampling: dict[str, Any] = {"do_sample": False}
-        if self.regeneration.temperature:
-            sampling = {"do_sample": True, "temperature": self.regeneration.temperature, "top_k": 0, "top_p": 1.0}
-        return GenerationConfig(
-            max_new_tokens=self.regeneration.max_new_tokens,
-            eos_token_id=self.ends,
-            pad_token_id=self.ends[0],
-            **sampling,
-        )
-
-    def answered(self, conversations: Sequence[Sequence[Message]], place: int) -> list[Dialogue]:
-        """Answer conversations turn by turn, those of similar lengths side by side.
-
-        Args:
-            conversations: those of one shard.
-            place: where they begin among all rows; sampling is seeded by it.
-
-        Returns:
-            one for each, at its end.
-        """
-        dialogues = [Dialogue(messages) for messages in conversations]
-        turns = sum(dialogue.open_turns for dialogue in dialogues)
-        with tqdm(total=turns, unit=" answers", leave=False, mininterval=1) as bar:
-            began, tokens, turn = time.perf_counter(), 0, 0
-            while asking := self._asking(dialogues):
-                for number, batch in enumerate(_cut(asking, self.regeneration.batch_size)):
-                    tokens += self._answer(batch, [self.regeneration.seed, place, turn, number])
-                    bar.set_postfix_str(f"{tokens / (time.perf_counter() - began):,.0f} tokens/s", refresh=False)
-                    bar.update(turns - bar.n - sum(dialogue.open_turns for dialogue in dialogues))
-                turn += 1
-        return dialogues
-
-    def _asking(self, dialogues: Sequence[Dialogue]) -> list[Dialogue]:
-        """Return the dialogues that want an answer, shortest prompt first."""
-        for dialogue in dialogues:
-            if dialogue.reason is None:
-                dialogue.ask(self.tokenizer, self.template)
-            if dialogue.reason is None and self.longest is not None and len(dialogue.prompt) > self.longest:
-                dialogue.reason = f"a question after {self.longest} tokens leaves no room for an answer"
-        return sorted((one for one in dialogues if one.reason is None), key=lambda one: len(one.prompt))
-
-    def _answer(self, batch: Sequence[Dialogue], seed: list[int]) -> int:
-        """Answer one turn of some dialogues and return how many tokens that took."""
-        ids_BS, mask_BS = _left_padded([dialogue.prompt for dialogue in batch], self.ends[0], self.model.device)
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
-            out = self.model.generate(ids_BS, attention_mask=mask_BS, generation_config=self.config)
-        answers = out[:, ids_BS.shape[1] :].tolist()
-        for dialogue, ids in zip(batch, answers, strict=True):
-            end = next((place for place, token in enumerate(ids) if token in self.ends), None)
-            said = ids[:end]
-            # Without the spaces around it, as FastChat hands an answer on: templates write their own.
-            text = self.tokenizer.decode(said, skip_special_tokens=True).strip()
-            dialogue.add_answer(said if end is None else ids[: end + 1], text, end is not None)
-        return sum(map(len, answers))
+def _with_head(target: str, head: str, options: dict[str, Any]) -> EaModel:
+    return EaModel.from_pretrained(None, target, head, total_token=-1, **options)
 
 
 def ends_of(defaults: GenerationConfig, tokenizer: Any, template: Template) -> list[int]:
@@ -246,15 +149,3 @@ def ends_of(defaults: GenerationConfig, tokenizer: Any, template: Template) -> l
         return ends
     last = int(sample.ids[sample.mask][-1])
     return ends if last in ends or last not in tokenizer.get_added_vocab().values() else [*ends, last]
-
-
-def _cut(dialogues: Sequence[Dialogue], size: int) -> Iterator[Sequence[Dialogue]]:
-    return (dialogues[start : start + size] for start in range(0, len(dialogues), size))
-
-
-def _left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and mask [B, S]."""
-    longest = max(map(len, prompts))
-    ids_BS = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask_BS = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids_BS.to(device), mask_BS.to(device)

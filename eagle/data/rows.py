@@ -2,17 +2,17 @@
 
 Nothing that a model would see vanishes: a key that is neither read nor known to be about a row rather than a part of it
 is a reason to refuse the row. Whatever JSON a row is, the answer is a document, a conversation or a `RowError`. Knows
-ShareGPT and UltraChat-style JSON and chat messages; knows no files and no tokenizer.
+ShareGPT and UltraChat-style JSON, chat messages, and questions without answers; knows no files and no tokenizer.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from eagle.chat import Message, RowError
 
-COLUMNS = ("conversations", "messages", "data", "text")
+COLUMNS = ("conversations", "messages", "data", "text", "turns", "prompt", "question")
 EXPECTED = f"one of the columns {', '.join(COLUMNS)}"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant"}
 SHAREGPT, CHAT = ("from", "value"), ("role", "content")
@@ -44,9 +44,26 @@ class Document:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in order, with the roles system, user, assistant or what else `role` named."""
+    """Messages in order, with the roles system, user, assistant or what else `role` named.
+
+    Where no answer stands after a question, one may be wanted there.
+    """
 
     messages: tuple[Message, ...]
+
+    def to_the_first_open_question(self) -> tuple[Message, ...]:
+        """Return the messages up to the first question without an answer, else up to the last question.
+
+        Raises:
+            RowError: there is no question.
+        """
+        roles = [message["role"] for message in self.messages]
+        asked = [place for place, role in enumerate(roles, start=1) if role == "user"]
+        if not asked:
+            raise RowError("no user turn")
+        bounds = zip(asked, [*asked[1:], len(roles) + 1], strict=True)
+        opened = (place for place, end in bounds if "assistant" not in roles[place : end - 1])
+        return self.messages[: next(opened, asked[-1])]
 
 
 def parse_json(text: bytes) -> Document | Conversation:
@@ -83,11 +100,17 @@ def parse(row: Any) -> Document | Conversation:
         raise RowError(f"{', '.join(lost)} beside {column} would be lost")
     if column == "text":
         return _document(row["text"])
-    turns = row[column]
-    if not isinstance(turns, list) or not turns:
-        raise RowError(f"{column} is not a list of turns" if turns else f"{column} is empty")
-    read = {"conversations": _sharegpt, "messages": _chat, "data": _alternating}[column]
-    return Conversation(tuple(read(number, turn) for number, turn in enumerate(turns, start=1)))
+    return Conversation(tuple(_messages(column, row[column])))
+
+
+def _messages(column: str, found: Any) -> Iterator[Message]:
+    if column in ("prompt", "question") and isinstance(found, str):
+        return iter([_question(1, found)])
+    if not isinstance(found, list) or not found or column == "question":
+        wanted = {"prompt": "a text or a list of turns", "question": "a text"}.get(column, "a list of turns")
+        raise RowError(f"{column} is empty" if found in ([], None) else f"{column} is not {wanted}")
+    read = {"conversations": _sharegpt, "data": _alternating, "turns": _question}.get(column, _chat)
+    return (read(number, turn) for number, turn in enumerate(found, start=1))
 
 
 def _document(text: Any) -> Document:
@@ -108,6 +131,10 @@ def _chat(number: int, found: Any) -> Message:
 
 def _alternating(number: int, found: Any) -> Message:
     return _message(f"turn {number}", ("assistant", "user")[number % 2], found)
+
+
+def _question(number: int, found: Any) -> Message:
+    return _message(f"turn {number}", "user", found)
 
 
 def _keyed(turn: str, found: Any, usual: tuple[str, str], other: tuple[str, str]) -> Message:

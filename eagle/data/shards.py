@@ -147,7 +147,7 @@ class Texts(Shards[Sample]):
             ValueError: a shard is damaged.
         """
         for file in self._open:
-            for name in ("ids", "mask", "ends"):
+            for name in file.names:
                 file.read(name)
 
     @cached_property
@@ -175,7 +175,7 @@ def _checked_ends(file: TensorFile, index: int) -> NDArray[np.int64]:
     ends = np.asarray(file.read("ends"))
     if ends.ndim != 1 or not len(ends) or (np.diff(ends, prepend=0) < 0).any():
         raise file.damaged("its samples do not follow one another")
-    lengths = {name: file.shape(name)[0] for name in file.names if name != "ends"}
+    lengths = {name: file.shape(name)[0] for name in file.names if name not in ("ends", "rows")}
     if others := [f"{name} has {length} tokens" for name, length in lengths.items() if length != int(ends[-1])]:
         raise file.damaged(f"its samples end at {int(ends[-1])}, {others[0]}")
     if file.about.get("shard", index) != index:

@@ -4,6 +4,7 @@ Knows JSON in lines, arrays and objects, plain text, parquet and names of `datas
 knows, and nobody here a tokenizer.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 from eagle.chat import RowError
 from eagle.data.rows import COLUMNS, EXPECTED, UNREAD, Conversation, Document, parse, parse_json
-from eagle.files import is_local
+from eagle.files import file_checksum, is_local
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".txt")
 BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)  # and strings, so that theirs are passed over
@@ -42,6 +43,16 @@ class Raw:
             raise RowError("not UTF-8 text") from broken
         return self.found
 
+    @property
+    def digest(self) -> int:
+        """What tells a row's content, wherever it stands, from another one's: 64 bits."""
+        content: Any = self.found
+        if isinstance(content, Document):
+            content = content.text.encode(errors="surrogateescape")
+        elif not isinstance(content, bytes):
+            content = json.dumps(content, sort_keys=True, default=str).encode()
+        return int.from_bytes(hashlib.blake2b(content.strip(), digest_size=8).digest(), "little")
+
 
 def files_of(source: str) -> list[Path] | None:
     """Return the files a source stands for, in sorted order, or None for a name of `datasets`.
@@ -64,6 +75,18 @@ def files_of(source: str) -> list[Path] | None:
         if file.stat().st_size == 0:
             raise ValueError(f"{file} is empty: expected JSON rows, text or parquet")
     return files
+
+
+def contents_of(source: str) -> list[dict[str, Any]]:
+    """Return what tells a source from another one: the contents of its files, or a name of `datasets`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `files_of`.
+    """
+    files = files_of(source)
+    if files is None:
+        return [{"name": source}]
+    return [{"name": str(file), "bytes": file.stat().st_size, "sha256": file_checksum(file)} for file in files]
 
 
 def read(source: str, *, by_paragraph: bool = False) -> Iterator[Raw]:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 
+from eagle.chat import choose_template
+from eagle.data.rows import Document, parse
+from eagle.data.samples import prompt_ids
 from eagle.evaluation.synthetic import BOS
 
 
@@ -31,8 +33,9 @@ class Prompt:
 def read_prompts(path: Path, tokenizer: Any, count: int, kind: str | None = None) -> list[torch.Tensor]:
     """Read up to `count` prompts [1, S] from JSON lines, those of a `kind` where one is named.
 
-    A line has `text`, which is continued; or `messages`, or `turns` as FastChat's question sets have them, of which the
-    first is asked: these are rendered with the tokenizer's chat template, which says itself whether a BOS comes first.
+    A line is a row as `eagle.data.rows` reads it. A `text` is continued. A conversation is asked its first question
+    without an answer, of several `turns` the first, else its last question; it is rendered with the tokenizer's chat
+    template, which says itself whether a BOS comes first.
 
     Raises:
         ValueError: there is no prompt, a line is none, or the tokenizer has no chat template for it; the message names
@@ -52,7 +55,7 @@ def read_prompts(path: Path, tokenizer: Any, count: int, kind: str | None = None
                 raise ValueError(f"{type(fields).__name__} instead of an object")
             if kind is None or fields.get("kind") == kind:
                 rows.append(_prompt(tokenizer, fields))
-        except (ValueError, TypeError, AttributeError, RecursionError, TemplateError) as failure:
+        except (ValueError, TypeError, AttributeError, RecursionError) as failure:
             raise ValueError(f"{path} line {number}: {failure}") from failure
     if not rows:
         raise ValueError(f"{path} holds no prompt" + (f" of kind {kind!r}" if kind else ""))
@@ -60,17 +63,13 @@ def read_prompts(path: Path, tokenizer: Any, count: int, kind: str | None = None
 
 
 def _prompt(tokenizer: Any, fields: dict[str, Any]) -> torch.Tensor:
-    if isinstance(fields.get("text"), str):
-        return _with_bos(tokenizer, tokenizer(fields["text"])["input_ids"])
-    messages, turns = fields.get("messages"), fields.get("turns")
-    if messages is None and isinstance(turns, list) and turns and isinstance(turns[0], str):
-        messages = [{"role": "user", "content": turns[0]}]
-    if not isinstance(messages, list) or not messages:
-        raise ValueError(f"no text, messages or turns among {sorted(fields)}")
-    if not tokenizer.chat_template:
-        raise ValueError("messages and turns need a tokenizer with a chat template")
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    row = parse(fields)
+    if isinstance(row, Document):
+        return _with_bos(tokenizer, tokenizer(row.text)["input_ids"])
+    template = choose_template(tokenizer)
+    if template is None:
+        raise ValueError("conversations and questions need a tokenizer with a chat template")
+    return torch.tensor([prompt_ids(tokenizer, template, row.to_the_first_open_question())])
 
 
 def _with_bos(tokenizer: Any, ids: list[int]) -> torch.Tensor:

@@ -3,8 +3,14 @@
     python -m eagle.ge_data.allocation --outdir FEATURES --data DATA
 
 DATA is a folder of `python -m eagle.data`. Interrupted, by any signal, the same command goes on after the shards that
-are there, with any number of processes, and ends with the very files of one run.
+are there, with any number of processes, and ends with the very files of one run; so it does where DATA has become
+longer or shorter.
 """
+
+from eagle import interrupts
+
+if __name__ == "__main__":
+    interrupts.expect()  # before what takes seconds to load
 
 import argparse
 import logging
@@ -36,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 MISSING = (
     "--data missing: the texts, a folder that python -m eagle.data makes of conversations and documents:\n"
-    "  python -m eagle.data chats.jsonl --tokenizer BASE --out DATA\n"
+    "  python -m eagle.data chats.jsonl --base-model-path BASE --out DATA\n"
     "  python -m eagle.ge_data.allocation --outdir FEATURES --data DATA"
 )
 REFUSALS = (ValueError, OSError, NotImplementedError, ImportError)
@@ -135,9 +141,10 @@ def run(works: list[Work], bar: Any) -> None:
     spawned = multiprocessing.get_context("spawn")
     done, refusals = spawned.RawArray("q", len(works)), spawned.SimpleQueue()
     arguments = (works, done, refusals)
-    context = multiprocessing.start_processes(
-        _process, arguments, len(works), join=False, daemon=True, start_method="spawn"
-    )
+    with interrupts.held_back():
+        context = multiprocessing.start_processes(
+            _process, arguments, len(works), join=False, daemon=True, start_method="spawn"
+        )
     try:
         while not context.join(timeout=0.5):
             bar.update(sum(done) - (bar.n - bar.initial))
@@ -156,6 +163,7 @@ def _process(rank: int, works: list[Work], done: Any, refusals: Any) -> None:
     def report(tokens: int) -> None:
         done[rank] += tokens
 
+    interrupts.hear()  # which is also what its parent's end sends it
     try:
         works[rank].run(report)
     except REFUSALS as refusal:
@@ -180,8 +188,13 @@ def allocate(plan: Plan, part: tuple[int, int], processes: int, options: dict[st
     """
     plan.check_folder()
     works = divided(plan, part, processes, options)
+    beyond = [path for path in plan.beyond if int(path.stem.rpartition("_")[2]) % part[1] == part[0]]
     own = [shard for shard in range(len(plan.shards)) if shard % part[1] == part[0]]
     files = [plan.path(shard) for shard in own] + ([plan.embeddings] if part[0] == 0 else [])
+    if works or beyond:
+        (plan.folder / SUMMARY).unlink(missing_ok=True)  # of fewer or more texts
+    for path in beyond:
+        path.unlink()
     if works:
         # The whole folder's need: the other parts go to the same disk.
         check_room(plan.folder, plan.size(plan.missing, not plan.embeddings.exists()))
@@ -197,7 +210,7 @@ def allocate(plan: Plan, part: tuple[int, int], processes: int, options: dict[st
                 sweep(file.parent, file.name)
     if lost := [path.name for path in files if not path.exists()]:
         raise RuntimeError(f"{', '.join(lost[:3])} not written: a process was stopped; the same command goes on")
-    if plan.missing or not plan.embeddings.exists():
+    if plan.missing or plan.beyond or not plan.embeddings.exists():
         return False
     if not (plan.folder / SUMMARY).exists():
         plan.finish()
@@ -210,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eagle.ge_data.allocation", description=about, allow_abbrev=False)
     parser.add_argument("--outdir", type=Path, required=True, help="where the features go")
     parser.add_argument("--data", type=Path, help="folder of python -m eagle.data")
-    parser.add_argument("--basepath", help="target; default: the one that the data was made for")
+    parser.add_argument("--base-model-path", "--basepath", help="target; default: the one that the data was made for")
     parser.add_argument("--kind", choices=("eagle3", "eagle"), default="eagle3", help="which head reads the features")
     parser.add_argument("--tap-layers", type=int, nargs="+", help="layers whose inputs they are; default: 2, n//2, n-3")
     parser.add_argument("--top-logits", type=int, metavar="K", help="store the target's K highest logits instead of "
@@ -254,7 +267,7 @@ def main(argv: list[str] | None = None) -> int:
     command = parser()
     args = command.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    chosen = {"target": args.basepath, "batch": args.bs, "top_k": args.top_logits}
+    chosen = {"target": args.base_model_path, "batch": args.bs, "top_k": args.top_logits}
     chosen |= {name: getattr(args, name) for name in ("kind", "tap_layers", "dtype", "shard_mb", "quantised")}
     options: dict[str, Any] = {"dtype": "auto"} | ({args.quantised: True} if args.quantised else {})
     if args.device_map is not None:
@@ -268,8 +281,8 @@ def main(argv: list[str] | None = None) -> int:
     except REFUSALS as refusal:
         raise SystemExit(f"{command.prog}: {refusal}") from refusal
     except KeyboardInterrupt:
-        logger.info("interrupted: the same command goes on after the shards that are there")
-        return 130
+        there = len(list(args.outdir.glob("shard_*.safetensors")))
+        return interrupts.say(f"{there} shards are saved in {args.outdir}", "eagle.ge_data.allocation", argv)
     there = len(plan.shards) - len(plan.missing)
     unfinished = f"{args.outdir}: {there} of {len(plan.shards)} shards; other parts are still to come\n"
     sys.stdout.write(plan.report() if whole else unfinished)
@@ -277,4 +290,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(interrupts.run(main))

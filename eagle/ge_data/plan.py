@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig
 
 from eagle.data.features import FORMATS, SUMMARY, embeddings_path, read_summary
-from eagle.data.folder import check_settings, load
+from eagle.data.folder import Prepared, check_settings, load
 from eagle.data.shards import shard_path, write_document
 from eagle.data.tensor_files import TensorFile
 from eagle.ge_data.disk import readable
@@ -91,22 +91,48 @@ class Plan:
 
     @property
     def missing(self) -> list[int]:
-        """The shards that are not there."""
-        return [shard for shard in range(len(self.shards)) if not self.path(shard).exists()]
+        """The shards that are not there, or there with fewer or more samples."""
+        return [shard for shard in range(len(self.shards)) if not self._is_there(shard)]
+
+    def _is_there(self, shard: int) -> bool:
+        if not self.path(shard).exists():
+            return False
+        ends = TensorFile(self.path(shard)).read("ends")
+        return np.array_equal(ends, np.cumsum(self.lengths_N[self.shards[shard]]))
+
+    @property
+    def beyond(self) -> list[Path]:
+        """The shards of more texts than there are now."""
+        return [path for path in self.folder.glob("shard_*.safetensors") if path > self.path(len(self.shards) - 1)]
 
     def check_folder(self) -> None:
-        """Compare what is there with what is to be made.
+        """Compare what is there with what is to be made: texts may have been added at the end, or left out there.
 
         Raises:
-            ValueError: files made with other settings, or by something else.
+            ValueError: files made with other settings, of other texts, or by something else.
         """
         if (self.folder / SUMMARY).exists():
             check_settings(self.folder, read_summary(self.folder), self.settings)
-        there = [self.path(shard) for shard in range(len(self.shards)) if self.path(shard).exists()]
-        # Another shard size gives another number of them.
-        others = set(self.folder.glob("shard_*.safetensors")) - set(there)
-        for path in (*there, *sorted(others), *([self.embeddings] if self.embeddings.exists() else [])):
+        paths = sorted(self.folder.glob("shard_*.safetensors"))
+        for path in (*paths, *([self.embeddings] if self.embeddings.exists() else [])):
             check_settings(self.folder, _made_with(path), self.settings)
+        texts = load(self.data)
+        for shard, part in enumerate(self.shards):
+            if self.path(shard).exists():
+                self._check_texts(self.path(shard), texts, part.start)
+
+    def _check_texts(self, path: Path, texts: Prepared, first: int) -> None:
+        """See that a shard has the texts that stand at its place, be it fewer or more than it is to have."""
+        file = TensorFile(path)
+        begin, names = 0, ("ids", "mask")
+        for index, end in enumerate(file.read("ends")[: len(texts) - first].tolist(), start=first):
+            made, wanted = [file.read(name, slice(begin, end)) for name in names], texts[index]
+            if not (np.array_equal(made[0], wanted.ids) and np.array_equal(made[1], wanted.mask)):
+                raise ValueError(
+                    f"{self.folder} was made of other texts: {path.name} has another one as sample {index}. Texts may "
+                    "be added or left out at the end; for others choose another folder, or delete this one"
+                )
+            begin = end
 
     def finish(self) -> None:
         """Write `features.json`: the folder is finished."""
@@ -200,10 +226,10 @@ def planned(
         "bs": batch,
         "shard_mb": float(shard_mb),  # 512 and 512.0 are one setting, and files carry it as text
         "quantised": quantised,
-        **{f"data.{name}": value for name, value in texts.summary.items() if name not in UNTOLD},
     }
     shards = ranges(texts.lengths_N, int(shard_mb * 1e6 // token_bytes(columns)))
     facts = {
+        **{f"data.{name}": value for name, value in texts.summary.items() if name not in UNTOLD},
         "template": texts.summary["template"],
         "vocabulary": texts.summary["vocabulary"],
         "feature_width": columns["features"][0],

@@ -114,6 +114,18 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]
             mine[..., :used, :] = theirs[..., :used, :]
             mine[..., used:, :] = 0  # an earlier call may have left NaN there
 
+    def take_in(self, rows: Sequence[int], other: "CacheLayer", source_RC: torch.Tensor, batch: int) -> None:
+        """Hold in the first slots of some of `batch` rows what another layer has in slots `source_RC` of its rows."""
+        width = source_RC.shape[1]
+        if not self.is_initialized:
+            self.lazy_initialization(*(part[:1].expand(batch, -1, -1, -1) for part in (other.keys, other.values)))
+        if width > self.slots:
+            self.grow(self.owner.room(width))
+        index, source = torch.tensor(rows).to(self.keys.device), source_RC.to(self.keys.device)[:, None, :, None]
+        for mine, theirs in zip(self.buffers, other.buffers, strict=True):
+            moved = theirs.gather(-2, source.expand(*theirs.shape[:-2], width, theirs.shape[-1]))
+            mine.narrow(-2, 0, width).index_copy_(mine.dim() - 4, index, moved)
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -196,11 +196,11 @@ class Generation:
         self._drop_finished_rows()
         if self._crosses_switch():
             return self._recompute(started)
-        active, runner = self.stream.active, self.replayed or self.stream
+        active, running, runner = self.stream.active, self.stream.running, self.replayed or self.stream
         outcome = runner.run(self._shape(runner.context), self.stats)
         step = self._emit(outcome.tokens, outcome.walked.accepted, outcome.tree)
         self._learn(outcome, time.perf_counter() - started)
-        accepted = [outcome.walked.accepted[place] for place in active]
+        accepted = {running[place]: outcome.walked.accepted[place] for place in active}
         self.stats.record_step(step.drafted, accepted, time.perf_counter() - started)
         return step
 
@@ -235,9 +235,9 @@ class Generation:
         mask = self.request.attention_mask_RS
         if mask is not None:
             mask = torch.nn.functional.pad(mask[stream.running], (0, width - mask.shape[1]), value=1)
-        active = stream.active
+        active = [stream.running[place] for place in stream.active]
         step = self._prefill(self.rows.padded(stream.running, width), mask)
-        self.stats.record_step(0, [0] * len(active), time.perf_counter() - started)
+        self.stats.record_step(0, dict.fromkeys(active, 0), time.perf_counter() - started)
         return step
 
     def _emit(self, tokens: Sequence[list[int]], accepted: Sequence[int], tree: DraftTree | None) -> DecodeStep:

@@ -60,7 +60,7 @@ class EaModel(Facade, nn.Module):
         capture_layers: layers whose inputs an EAGLE-3 head reads, in place of those that its configuration names; n of
             a base of n layers is its last layer's output.
         compile: pack the linear layers of target and head for this processor: faster on a CPU, twice their memory.
-        cuda_graphs: run steps as CUDA graphs; off because it has not been run on a GPU yet.
+        cuda_graphs: run steps as CUDA graphs, on one CUDA device.
         hub: revision, token, cache_dir, … for the head's download.
 
     Raises:

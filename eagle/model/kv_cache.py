@@ -248,6 +248,18 @@ class KVCache(BaseKVCache):
             if layer.is_initialized:
                 layer.keep_rows(rows)
 
+    def take_in(self, rows: Sequence[int], other: "KVCache") -> None:
+        """Hold in some rows what another cache has committed in its own, one for each; its pads stay behind."""
+        width = max(other.lengths)
+        starts_R1 = torch.tensor(other.pads)[:, None]
+        source_RC = (starts_R1 + torch.arange(width - min(other.pads))).clamp(max=width - 1)
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            if theirs.is_initialized:
+                mine.take_in(rows, theirs, source_RC, len(self.lengths))
+        for row, length, pads in zip(rows, other.lengths, other.pads, strict=True):
+            self.lengths[row], self.pads[row] = length - pads, 0
+        self.drop_undecided()
+
     def exported(self, config: Any) -> Cache:
         """Return a copy of what is committed as transformers' own cache, for a forward or `generate` of its own.
 

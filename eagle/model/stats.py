@@ -22,6 +22,7 @@ class GenerationStats:
         row_steps: verify forwards summed over the rows active in them.
         drafted: drafted nodes verified, summed over row steps.
         accepted_per_step: accepted drafted tokens of every row step, in order, before any cut.
+        accepted_per_row: the same by row, each one's steps in order; rows that took none are missing.
         prefill_seconds: wall time until the first token.
         decode_seconds: wall time of the steps.
         stage_seconds: wall time of the steps' stages, by name; what is missing to `decode_seconds` is the host's
@@ -37,6 +38,7 @@ class GenerationStats:
     row_steps: int = 0
     drafted: int = 0
     accepted_per_step: list[int] = field(default_factory=list)
+    accepted_per_row: dict[int, list[int]] = field(default_factory=dict)
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -72,10 +74,12 @@ class GenerationStats:
         self.new_tokens += count
         self.tokens_per_step.append(count)
 
-    def record_step(self, drafted: int, accepted: list[int], seconds: float) -> None:
-        """Add one verify forward: nodes drafted per row, tokens accepted by each active row, wall time."""
+    def record_step(self, drafted: int, accepted: dict[int, int], seconds: float) -> None:
+        """Add one verify forward: nodes drafted per row, tokens accepted by the active rows of these numbers, time."""
         self.steps += 1
         self.row_steps += len(accepted)
         self.drafted += drafted * len(accepted)
-        self.accepted_per_step += accepted
+        self.accepted_per_step += accepted.values()
+        for row, count in accepted.items():
+            self.accepted_per_row.setdefault(row, []).append(count)
         self.decode_seconds += seconds

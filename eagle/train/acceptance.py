@@ -3,8 +3,10 @@
 The head is written and read back as users will have it, so what is measured is what is saved.
 """
 
+import hashlib
+import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +21,11 @@ from eagle.data.samples import Sample
 from eagle.model.ea_model import EaModel
 from eagle.model.stats import GenerationStats
 from eagle.train.checkpoints import RunPoint
-from eagle.train.export import BEST, HeadExporter
+from eagle.train.export import CANDIDATE, HeadExporter
 from eagle.train.progress import Progress
-from eagle.train.settings import Settings
+from eagle.train.settings import MEASURED, Settings
+
+logger = logging.getLogger(__name__)
 
 DOCUMENT_PROMPT = 64  # tokens of a text without questions that are given
 
@@ -63,7 +67,14 @@ def _asked(sample: Sample) -> Any:
     return sample.ids[: first if first > 1 else min(DOCUMENT_PROMPT, len(sample) // 2)]
 
 
-def decode(base: Any, path: str, head: Path, texts: Sequence[torch.Tensor], settings: Settings) -> list[int]:
+def decode(
+    base: Any,
+    path: str,
+    head: Path,
+    texts: Sequence[torch.Tensor],
+    settings: Settings,
+    stopped: Callable[[], bool] = lambda: False,
+) -> list[int]:
     """Decode greedily and return how many drafted tokens every verify forward accepted.
 
     Args:
@@ -72,10 +83,13 @@ def decode(base: Any, path: str, head: Path, texts: Sequence[torch.Tensor], sett
         head: folder of the head.
         texts: prompt ids [1, S] each.
         settings: tree and tokens.
+        stopped: whether to leave out the texts that are still to come.
     """
     model = EaModel(None, base, path, str(head), total_token=settings.eval_total_token)
     accepted = list[int]()
     for ids in tqdm(texts, desc="τ", leave=False, disable=None):
+        if stopped():
+            break
         room = model.target.last_position
         tokens = settings.eval_tokens if room is None else min(settings.eval_tokens, room - ids.shape[1])
         if tokens < 1:
@@ -95,28 +109,67 @@ class AcceptanceEvaluator:
         basepath: where it came from.
         texts: prompts [1, S]; every process takes its share of them.
         settings: the run's.
+        stopped: whether the run is to stop, and this with it.
+
+    Attributes:
+        identity: what acceptance lengths have in common that can be compared: prompts, tree, dtype of the head.
     """
 
     def __init__(
-        self, exporter: HeadExporter, base: Any, basepath: str, texts: list[torch.Tensor], settings: Settings
+        self,
+        exporter: HeadExporter,
+        base: Any,
+        basepath: str,
+        texts: list[torch.Tensor],
+        settings: Settings,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.exporter, self.base, self.basepath, self.texts, self.settings = exporter, base, basepath, texts, settings
+        self.stopped = stopped
+        told = *(getattr(settings, name) for name in MEASURED), exporter.origin.dtype, [t.tolist() for t in texts]
+        self.identity = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def __call__(self, point: RunPoint, progress: Progress) -> RunPoint:
-        """Measure the head after a step; return the point with the best so far."""
+        """Measure the head after a step; return the point with the best so far, unmeasured if it is to stop."""
         exporter, accelerator = self.exporter, self.exporter.accelerator
-        place = exporter.folder / "candidate"
+        place = exporter.folder / CANDIDATE
         exporter.write(place)
-        mine = self.texts[accelerator.process_index :: accelerator.num_processes]
-        measured = MeasuredAcceptance.of(gather_object(decode(self.base, self.basepath, place, mine, self.settings)))
-        progress.note({"step": point.step, "tau": measured.tau, "decoded_acceptance": measured.conditional})
-        better = point.best_tau is None or measured.tau > point.best_tau
+        measured = self._measured(place)
+        better = measured is not None and (point.best_tau is None or measured.tau > point.best_tau)
         if accelerator.is_main_process:
-            progress.bar.write(f"step {point.step}: τ {measured.tau:.3f}{' (best)' if better else ''}")
             if better:
-                shutil.rmtree(exporter.folder / BEST, ignore_errors=True)
-                place.rename(exporter.folder / BEST)
+                kept = exporter.best(point.step)
+                shutil.rmtree(kept, ignore_errors=True)
+                kept.parent.mkdir(exist_ok=True)
+                place.rename(kept)
             else:
                 shutil.rmtree(place)
         accelerator.wait_for_everyone()
+        if measured is None:
+            return point
+        progress.note({"step": point.step, "tau": measured.tau, "decoded_acceptance": measured.conditional})
+        progress.say(f"step {point.step}: τ {measured.tau:.3f}{' (best)' if better else ''}")
+        point = replace(point, measured_step=point.step, measured_by=self.identity)
         return replace(point, best_tau=measured.tau, best_step=point.step) if better else point
+
+    def comparable(self, point: RunPoint) -> RunPoint:
+        """Measure the best head again where it was measured otherwise; return the point with what came out."""
+        if point.best_step is None or point.measured_by == self.identity:
+            return point
+        place = self.exporter.best(point.best_step)
+        if not place.is_dir():
+            return replace(point, best_tau=None, best_step=None)
+        measured = self._measured(place)
+        if measured is None:
+            return point
+        words = "the best head, of step %d, measured as is asked for now: τ %.3f"
+        logger.info(words, point.best_step, measured.tau)
+        return replace(point, best_tau=measured.tau, measured_by=self.identity)
+
+    def _measured(self, place: Path) -> MeasuredAcceptance | None:
+        """Decode with the head in a folder; None if a process is to stop."""
+        accelerator = self.exporter.accelerator
+        mine = self.texts[accelerator.process_index :: accelerator.num_processes]
+        accepted = decode(self.base, self.basepath, place, mine, self.settings, self.stopped)
+        every = gather_object(accepted)
+        return None if any(gather_object([self.stopped()])) else MeasuredAcceptance.of(every)

@@ -1,6 +1,6 @@
 """Configurations of new heads, derived from any base's: shapes from the base, the rest as published heads have it.
 
-    python -m eagle.train.configure --basepath BASE --kind eagle3 --draft-vocab-size 32000 --out config.json
+    python -m eagle.train.configure --base-model-path BASE --kind eagle3 --draft-vocab-size 32000 --out config.json
 
 Only the base's configuration is read. Ready ones lie in `eagle/train/configs`.
 """
@@ -125,7 +125,7 @@ def base_config(basepath: str) -> PreTrainedConfig:
         OSError: the Hub has none of that name.
     """
     if is_local(basepath) and not (Path(basepath) / "config.json").is_file():
-        raise FileNotFoundError(f"basepath {basepath} holds no config.json")
+        raise FileNotFoundError(f"base_model_path {basepath} holds no config.json")
     return AutoConfig.from_pretrained(basepath)
 
 
@@ -135,7 +135,9 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m eagle.train.configure", description=about, argument_default=argparse.SUPPRESS
     )
-    parser.add_argument("--basepath", required=True, help="folder or Hub id of the target; no weights are read")
+    parser.add_argument(
+        "--base-model-path", "--basepath", required=True, help="folder or Hub id of the target; no weights are read"
+    )
     parser.add_argument("--kind", choices=KINDS, default="eagle", help="EAGLE-1/2 or EAGLE-3")
     parser.add_argument("--out", type=Path, required=True, help="the config.json to write")
     parser.add_argument("--draft-vocab-size", type=int, help="EAGLE-3: tokens that are drafted; default: all")
@@ -156,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write a head's config.json and say for what it is."""
     command = parser()
     fields = vars(command.parse_args(argv))
-    basepath, kind, out = (fields.pop(name) for name in ("basepath", "kind", "out"))
+    basepath, kind, out = (fields.pop(name) for name in ("base_model_path", "kind", "out"))
     try:
         base = base_config(basepath)
         config = head_config(kind, base, **fields)

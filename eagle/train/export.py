@@ -1,7 +1,7 @@
-"""Heads that leave a run: gathered whole, written as users load them, with a model card of how they were made."""
+"""Heads that leave a run, or a checkpoint of one: gathered whole, written as users load them, with a model card."""
 
 import shutil
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,45 @@ from eagle.model.head import DraftHead
 from eagle.train.checkpoints import RunPoint
 from eagle.train.settings import Settings
 
-BEST = "best"
+BEST, CANDIDATE = "best", "candidate"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a head is and how it came about: all that its card says, and its configuration.
+
+    Attributes:
+        kind: "eagle" or "eagle3".
+        config: fields of its configuration that are not the default.
+        base: its target.
+        template: of the chats it learnt from, None for plain texts.
+        parameters: their number, counted while they were whole.
+        tokens_per_step: that were read, on average.
+        settings: of its training, those that are not the default.
+        tree: nodes of the tree that acceptance lengths are measured with.
+        dtype: of what is written, as torch calls it.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    base: str
+    template: str | None
+    parameters: int
+    tokens_per_step: float
+    settings: dict[str, Any]
+    tree: int
+    dtype: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of what is written."""
+        return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[self.dtype]
+
+
+def changed(settings: Settings) -> dict[str, Any]:
+    """Return the settings that are not the default."""
+    defaults = {each.name: getattr(Settings(), each.name) for each in fields(Settings)}
+    return {name: value for name, value in asdict(settings).items() if value != defaults[name]}
 
 
 class HeadExporter:
@@ -26,40 +64,62 @@ class HeadExporter:
         accelerator: gathers what is sharded.
         model: the wrapped recipe.
         head: the bare head.
-        dtype: of what is written.
+        origin: of the head.
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, model: Any, head: DraftHead, dtype: torch.dtype) -> None:
-        self.folder, self.accelerator, self.model, self.head, self.dtype = folder, accelerator, model, head, dtype
+    def __init__(self, folder: Path, accelerator: Accelerator, model: Any, head: DraftHead, origin: Origin) -> None:
+        self.folder, self.accelerator, self.model, self.head, self.origin = folder, accelerator, model, head, origin
 
     def write(self, place: Path) -> None:
         """Write the head as it is now; every process takes part."""
         state = self.accelerator.get_state_dict(self.model)
-        own = {name.removeprefix("head."): value for name, value in (state or {}).items()}
         if self.accelerator.is_main_process:
-            with torch.device("meta"):
-                copy = type(self.head)(self.head.config, "embed_tokens.weight" in own)
-            cast = {name: _cast(value, self.dtype) for name, value in own.items()}
-            copy.load_state_dict(cast, assign=True)
-            unfinished = unfinished_folder(place)
-            save_head(copy, unfinished)
-            finish_folder(unfinished, place)
+            write_head(self.head, state or {}, place, self.origin.torch_dtype)
         self.accelerator.wait_for_everyone()
 
+    def best(self, step: int) -> Path:
+        """The place of the best head, if that is the one after so many steps."""
+        return self.folder / BEST / f"step_{step:08d}"
+
+    def keep_best(self, steps: set[int]) -> None:
+        """Remove the heads that were best once, but for those after these steps."""
+        if self.accelerator.is_main_process and (self.folder / BEST).is_dir():
+            for place in set((self.folder / BEST).iterdir()) - {self.best(step) for step in steps}:
+                shutil.rmtree(place)
+
     def finish(self, point: RunPoint) -> Path:
-        """Put the best head, or the last where none was measured, into the run's folder."""
-        if point.best_tau is None:
-            self.write(self.folder / BEST)
+        """Put the best head, or the last where none was measured, into the run's folder, with its card."""
+        last = self.folder / CANDIDATE
+        if point.best_step is None:
+            self.write(last)
         if self.accelerator.is_main_process:
-            for file in (self.folder / BEST).iterdir():
+            for file in (self.best(point.best_step) if point.best_step is not None else last).iterdir():
                 with whole_file(self.folder / file.name) as unfinished:
                     shutil.copyfile(file, unfinished)
+            shutil.rmtree(last, ignore_errors=True)
+            write_card(self.folder, self.head, self.origin, point)
         self.accelerator.wait_for_everyone()
         return self.folder
 
 
-def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype).contiguous()
+def write_head(head: DraftHead, state: dict[str, torch.Tensor], place: Path, dtype: torch.dtype) -> None:
+    """Write a head's tensors whole or not at all.
+
+    Args:
+        head: of the same kind and shape.
+        state: of a recipe, wrapped or not: names may begin with "module." and "head.".
+        place: the folder.
+        dtype: of what is written, where it is no number of a token.
+    """
+    own = {name.removeprefix("module.").removeprefix("head."): value for name, value in state.items()}
+    with torch.device("meta"):
+        copy = type(head)(head.config, "embed_tokens.weight" in own)
+    kinds = {name: dtype if value.is_floating_point() else value.dtype for name, value in copy.state_dict().items()}
+    cast = {name: value.detach().cpu().to(kinds.get(name, dtype)).contiguous() for name, value in own.items()}
+    copy.load_state_dict(cast, assign=True)
+    unfinished = unfinished_folder(place)
+    save_head(copy, unfinished)
+    finish_folder(unfinished, place)
 
 
 CARD = """---
@@ -90,42 +150,28 @@ Made with `eagle` {version}, settings that are not the default:
 """
 
 
-def write_card(
-    folder: Path,
-    head: DraftHead,
-    size: int,
-    base: str,
-    settings: Settings,
-    point: RunPoint,
-    tokens: int,
-    template: str | None,
-) -> None:
+def write_card(folder: Path, head: DraftHead, origin: Origin, point: RunPoint) -> None:
     """Write `README.md` for a head.
 
     Args:
         folder: of the head.
         head: the head.
-        size: its parameters, counted while they were whole.
-        base: its target.
-        settings: of its training.
-        point: its end, and the best acceptance length.
-        tokens: that were read.
-        template: of the chats, None for plain texts.
+        origin: how it came about.
+        point: the end of its training, and the best acceptance length.
     """
     rows: dict[str, Any] = {
-        "parameters": f"{size:,}",
+        "parameters": f"{origin.parameters:,}",
         "draft vocabulary": f"{head.draft_size:,} of {head.config.vocab_size:,} tokens",
-        "training": f"{point.step:,} steps, {tokens:,} tokens",
+        "training": f"{point.step:,} steps, {int(origin.tokens_per_step * point.step):,} tokens",
     }
-    if template:
-        rows["chat template"] = template
+    if origin.template:
+        rows["chat template"] = origin.template
     if point.best_tau is not None:
         rows["acceptance length"] = (
-            f"{point.best_tau:.2f} tokens per forward on held-out texts, greedy, tree of {settings.eval_total_token}, "
+            f"{point.best_tau:.2f} tokens per forward on held-out texts, greedy, tree of {origin.tree}, "
             f"after {point.best_step:,} steps"
         )
-    defaults = {each.name: getattr(Settings(), each.name) for each in fields(Settings)}
-    changed = {name: value for name, value in asdict(settings).items() if value != defaults[name]}
+    base = origin.base
     local = is_local(base)
     text = CARD.format(
         base=base,
@@ -135,6 +181,6 @@ def write_card(
         kind=head.kind,
         version=eagle.__version__,
         rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
-        settings="\n".join(f"{name}: {value}" for name, value in changed.items()),
+        settings="\n".join(f"{name}: {value}" for name, value in origin.settings.items()),
     )
     write_text(folder / "README.md", text)

@@ -1,13 +1,10 @@
 """The head that a run trains: a new one shaped after its target, or one trained further."""
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -17,8 +14,6 @@ from eagle.model.head import DraftHead, Eagle3Head, EagleHead
 from eagle.model.target import Taps
 from eagle.train.configure import head_config
 from eagle.train.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 CHOICES = (*EAGLE3_FLAGS, "tap_layers")
 
@@ -89,11 +84,6 @@ def new_head(
     return head
 
 
-def frequent_tokens(counts_V: NDArray[np.int64], count: int) -> torch.Tensor:
-    """Return the ids of the `count` most frequent tokens, ascending; ties, unseen tokens too, keep the lower id."""
-    return torch.from_numpy(np.sort(np.argsort(-counts_V, kind="stable")[:count]))
-
-
 def _check_trainable(head: DraftHead, path: str) -> None:
     if any(head.config.windows or ()):
         raise ValueError(f"{path} holds a head with sliding windows, which can be used, not trained further")
@@ -104,7 +94,7 @@ def _check_trainable(head: DraftHead, path: str) -> None:
 def first_head(
     settings: Settings,
     target: PreTrainedConfig,
-    counts: Callable[[], NDArray[np.int64]],
+    draft_tokens: Callable[[int], torch.Tensor],
     output_VD: torch.Tensor | None,
 ) -> DraftHead:
     """Return the head that a run begins with, in fp32.
@@ -112,29 +102,26 @@ def first_head(
     Args:
         settings: the run.
         target: the target's text configuration.
-        counts: how often each token counts in the loss, [V]; asked where a draft vocabulary is to be chosen.
+        draft_tokens: chooses so many tokens to be drafted, ascending ids [W].
         output_VD: see `new_head`.
 
     Raises:
         ValueError: a head of the other kind to go on from, or one that does not fit the target.
     """
-    if settings.init_from is not None:
-        head = load_head(settings.init_from, target).float()
-        _check_trainable(head, settings.init_from)
+    if settings.ea_model_path is not None:
+        head = load_head(settings.ea_model_path, target).float()
+        _check_trainable(head, settings.ea_model_path)
         if isinstance(head, EagleHead) != (settings.kind == "eagle"):
-            raise ValueError(f"{settings.init_from} holds an {head.kind} head, kind={settings.kind!r}")
+            raise ValueError(f"{settings.ea_model_path} holds an {head.kind} head, kind={settings.kind!r}")
         if settings.draft_vocab_size not in (None, head.draft_size):
             raise ValueError(
-                f"draft_vocab_size={settings.draft_vocab_size}, but {settings.init_from} drafts {head.draft_size} "
+                f"draft_vocab_size={settings.draft_vocab_size}, but {settings.ea_model_path} drafts {head.draft_size} "
                 "tokens, which stay the same ones"
             )
         return head.train()
     config = config_of(settings, target)
     chosen = None
     if settings.kind == "eagle3" and config.draft_vocab_size not in (None, config.vocab_size):
-        counts_V = counts()
-        chosen = frequent_tokens(counts_V, config.draft_vocab_size)
-        covered = counts_V[chosen.numpy()].sum() / max(1, counts_V.sum())
-        logger.info("draft vocabulary of %d tokens covers %.2f %% of the answers", len(chosen), 100 * covered)
+        chosen = draft_tokens(config.draft_vocab_size)
     torch.manual_seed(settings.seed)
     return new_head(settings.kind, config, chosen, output_VD)

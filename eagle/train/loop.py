@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from eagle.train.acceptance import AcceptanceEvaluator
 from eagle.train.checkpoints import Checkpoints, RunPoint
-from eagle.train.optimizers import rate_at, set_rate
+from eagle.train.optimizers import set_rate
 from eagle.train.progress import Progress
 from eagle.train.recipe import Recipe
+from eagle.train.schedule import Schedule
 from eagle.train.settings import Settings
 from eagle.train.teachers import Teacher
 
@@ -35,6 +37,7 @@ class Run:
         teacher: where batches come from.
         checkpoints: of the run.
         evaluate: measures the acceptance length and keeps the best head; None without held-out texts.
+        stopped: whether the run is to stop after its next checkpoint.
     """
 
     settings: Settings
@@ -44,14 +47,13 @@ class Run:
     optims: list[Any]
     teacher: Teacher
     checkpoints: Checkpoints
-    evaluate: Callable[[RunPoint, Progress], RunPoint] | None
+    evaluate: AcceptanceEvaluator | None
+    stopped: Callable[[], bool] = lambda: False
 
     @property
-    def steps(self) -> int:
-        """Optimiser steps."""
-        if self.settings.max_steps is not None:
-            return self.settings.max_steps
-        return max(1, math.ceil(self.settings.epochs * self.teacher.batches.per_epoch))
+    def schedule(self) -> Schedule:
+        """What happens at which step."""
+        return Schedule.of(self.settings, self.teacher.batches.per_epoch)
 
 
 def train(run: Run, progress: Callable[[int, int], Progress]) -> RunPoint:
@@ -60,23 +62,56 @@ def train(run: Run, progress: Callable[[int, int], Progress]) -> RunPoint:
     Args:
         run: what to train.
         progress: makes the progress of a run from its first step and its number of steps.
+
+    Raises:
+        KeyboardInterrupt: the run is to stop, and has been saved.
     """
-    point, settings = run.checkpoints.resume(), run.settings
-    if settings.warmup_steps > run.steps:
-        logger.info("the %d steps end within the warm-up: lr is not reached", run.steps)
-    shown = progress(point.step, run.steps)
-    for step in range(point.step, run.steps):
-        rate = rate_at(step, run.steps, settings)
-        loss, tallies_4K, tokens = one_step(run, step, rate)
-        shown.add(step + 1, loss, tallies_4K, tokens, rate)
-        point, last = replace(point, step=step + 1), step + 1 == run.steps
-        if point.step % settings.save_every == 0 or last:
-            _check_finite(run.accelerator.reduce(loss, "sum").item(), point)
-        if run.evaluate is not None and (point.step % settings.eval_every == 0 or last):
-            point = run.evaluate(point, shown)
-        if point.step % settings.save_every == 0 or last:
-            run.checkpoints.save(point)
+    point, schedule = run.checkpoints.resume(), run.schedule
+    if schedule.warmup > schedule.steps:
+        logger.info("the %d steps end within the warm-up: lr is not reached", schedule.steps)
+    if point.step > schedule.steps:
+        logger.info("it stands at step %d, beyond the %d that are asked for: it ends there", point.step, schedule.steps)
+    shown, stops = progress(point.step, schedule.steps), False
+    if run.evaluate is not None:
+        point = run.evaluate.comparable(point)
+        if schedule.measures_after(point.step) and point.measured_step != point.step:  # it was interrupted in this
+            point, stops = run.evaluate(point, shown), _agreed(run)
+    while point.step < schedule.steps and not stops:
+        rate = schedule.rate(point.step)
+        loss, tallies_4K, tokens = one_step(run, point.step, rate)
+        point = replace(point, step=point.step + 1)
+        shown.add(point.step, loss, tallies_4K, tokens, rate)
+        with shown.aside():
+            point, stops = _after_step(run, schedule, point, loss, shown)
+    shown.bar.close()
+    if stops:
+        raise KeyboardInterrupt
     return point
+
+
+def _after_step(
+    run: Run, schedule: Schedule, point: RunPoint, loss: torch.Tensor, shown: Progress
+) -> tuple[RunPoint, bool]:
+    """Measure and save where it is time; return the point, and whether the run is to stop, which is saved then."""
+    stops, saves = _agreed(run), schedule.saves_after(point.step)
+    measures = run.evaluate is not None and schedule.measures_after(point.step)
+    if stops or saves or measures:
+        _check_finite(run.accelerator.reduce(loss, "sum").item(), point)
+    if run.evaluate is not None and measures and not stops:
+        point, stops = run.evaluate(point, shown), _agreed(run)
+    if stops or saves:
+        run.checkpoints.save(point)
+        if run.evaluate is not None:
+            run.evaluate.exporter.keep_best(run.checkpoints.best_steps())
+    return point, stops
+
+
+def _agreed(run: Run) -> bool:
+    """Tell whether any process is to stop: all then do, after the same step."""
+    stops, accelerator = run.stopped(), run.accelerator
+    if accelerator.num_processes == 1:
+        return stops
+    return bool(accelerator.reduce(torch.tensor(float(stops), device=accelerator.device), "sum").item())
 
 
 def _check_finite(loss: float, point: RunPoint) -> None:

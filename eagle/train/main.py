@@ -1,9 +1,12 @@
-"""Train a draft head.
+"""Train a draft head, or take one out of a checkpoint.
 
     accelerate launch -m --mixed_precision=bf16 eagle.train.main --tmpdir DATA --cpdir HEAD --kind eagle3
+    python -m eagle.train.main --export HEAD/checkpoints/step_00000500 --cpdir OUT
 
-DATA is a folder of `python -m eagle.data`. One process needs no launcher: python -m eagle.train.main. Interrupted, the
-same command goes on after its last checkpoint.
+DATA is a folder of `python -m eagle.data`. One process needs no launcher: python -m eagle.train.main. Interrupted, by
+Ctrl-C or anything else, the same command goes on after its last checkpoint.
+
+What takes time to import is imported where it is used, so that an interruption is answered from the beginning.
 """
 
 import logging
@@ -11,88 +14,79 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
+from eagle.train.interruption import Interruption, interruptible, own_command
 
-from eagle.data.folder import load
-from eagle.train.acceptance import AcceptanceEvaluator, HeadExporter, prompts
-from eagle.train.checkpoints import Checkpoints
-from eagle.train.distributed import accelerator, shards_weights
-from eagle.train.export import write_card
-from eagle.train.heads import first_head, taps_of
-from eagle.train.loop import Run, train
-from eagle.train.optimizers import optimizers
-from eagle.train.progress import Progress
-from eagle.train.recipe import Eagle3Recipe, EagleRecipe, Recipe
-from eagle.train.settings import Settings, parse
-from eagle.train.sources import Source, source
-
+MODULE = "eagle.train.main"
 logger = logging.getLogger(__name__)
 
 
-def main(argv: list[str] | None = None, **defaults: Any) -> int:
-    """Train a head; `defaults` are settings of another entry point."""
-    settings = parse(argv, "python -m eagle.train.main", (__doc__ or "").split("\n")[0], **defaults)
-    first = int(os.environ.get("RANK", 0)) == 0
-    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
+def main(argv: list[str] | None = None, command: str | None = None, **defaults: Any) -> int:
+    """Train a head.
+
+    Args:
+        argv: the arguments; None means the process's own.
+        command: the command line to say when this is interrupted; None means that of `argv`.
+        defaults: settings of another entry point.
+
+    Returns:
+        0; of a run that a signal ended 128 + the signal's number.
+    """
+    command = command or own_command(argv, MODULE)
+    return interruptible(lambda interruption: _work(argv, command, interruption, defaults), argv is None)
+
+
+def _work(argv: list[str] | None, command: str, interruption: Interruption, defaults: dict[str, Any]) -> int:
+    interruption.words = lambda: f"interrupted before anything was done; to go on: {command}"
+    from eagle.train.settings import parse
+
+    settings = parse(argv, f"python -m {MODULE}", (__doc__ or "").split("\n")[0], **defaults)
+    logging.basicConfig(level=logging.INFO if _is_first() else logging.WARNING, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
+    if settings.cpdir is not None and settings.export is None:
+        interruption.words = lambda: how_to_go_on(Path(str(settings.cpdir)), command)
     try:
-        run_of(settings)
+        _train_or_export(settings, interruption)
     except (ValueError, OSError, ImportError, NotImplementedError, FloatingPointError) as refusal:
-        raise SystemExit(f"python -m eagle.train.main: {refusal}") from refusal
-    except KeyboardInterrupt:
-        logger.info("\ninterrupted: the same command goes on after its last checkpoint")
-        return 130
+        if interruption.broke_in:  # what a library made of it
+            raise
+        raise SystemExit(f"python -m {MODULE}: {refusal}") from refusal
     return 0
 
 
-def run_of(settings: Settings) -> None:
-    """Build a run, train, and write its head."""
-    processes = accelerator(settings)
-    learnt_from = source(settings, processes.device)
-    texts = _held_out(settings, learnt_from)
-    folder = Path(str(settings.cpdir))
-    folder.mkdir(parents=True, exist_ok=True)
-    head = first_head(settings, learnt_from.config, learnt_from.counts, learnt_from.output_VD)
-    identity = settings.identity(processes.num_processes)
-    # FSDP's checkpoints are of its own kind.
-    identity |= {"fsdp": processes.is_fsdp2, "data": learnt_from.fingerprint}
-    rows = identity["rows"]
-    teacher = learnt_from.teacher(taps_of(settings.kind, head.config, learnt_from.config), rows)
-    recipe: Recipe
-    if settings.kind == "eagle":
-        recipe = EagleRecipe(head, teacher, settings.gradient_checkpointing)
-    else:
-        recipe = Eagle3Recipe(head, teacher, settings.ttt_length, settings.gradient_checkpointing)
-    size = sum(weight.numel() for weight in head.parameters())
-    recipe.sharded = shards_weights(processes)
-    model, *optims = processes.prepare(recipe, *optimizers(head, settings))
-    exporter = HeadExporter(folder, processes, model, head, learnt_from.dtype)
-    run = Run(
-        settings=settings,
-        accelerator=processes,
-        recipe=recipe,
-        model=model,
-        optims=optims,
-        teacher=teacher,
-        checkpoints=Checkpoints(folder, processes, identity, settings.keep_checkpoints),
-        evaluate=AcceptanceEvaluator(exporter, learnt_from.target.model, learnt_from.basepath, texts, settings)
-        if texts
-        else None,
+def _train_or_export(settings: Any, interruption: Interruption) -> None:
+    if settings.export is None:
+        from eagle.train.run import run_of
+
+        run_of(settings, interruption)
+        return
+    from eagle.train.checkpoint_head import export
+
+    if settings.cpdir is None:
+        raise ValueError("missing: --cpdir, the folder for the head")
+    point = export(Path(settings.export), Path(settings.cpdir), settings.head_dtype)
+    logger.info("%s holds the head of step %d", settings.cpdir, point.step)
+
+
+def how_to_go_on(folder: Path, command: str) -> str:
+    """Say how a run goes on that was interrupted, and how a head is had of what there is.
+
+    Args:
+        folder: of the run.
+        command: the command line that does the same again.
+    """
+    from eagle.train.checkpoints import document, whole
+
+    if not (places := whole(folder)):
+        return f"interrupted before the first checkpoint: nothing is kept; to begin anew: {command}"
+    step, out = document(places[-1], checked=False)["point"]["step"], f"{folder}-step-{places[-1].name[5:].lstrip('0')}"
+    return (
+        f"interrupted: step {step} is saved; to go on: {command}\n"
+        f"a head of it: python -m {MODULE} --export {places[-1]} --cpdir {out}"
     )
-    processes.init_trackers("eagle", {name: str(value) for name, value in identity.items()})
-    point = train(run, lambda first, steps: Progress(processes, folder, first, steps, settings.log_every))
-    place = exporter.finish(point)
-    if processes.is_main_process:
-        tokens = int(teacher.batches.samples.lengths_N.sum() * point.step / teacher.batches.per_epoch)
-        write_card(place, head, size, learnt_from.basepath, settings, point, tokens, learnt_from.template)
-        logger.info("%s holds the head", place)
-    processes.end_training()
 
 
-def _held_out(settings: Settings, learnt_from: Source) -> list[torch.Tensor]:
-    if settings.testpath is None:
-        return []
-    return prompts(load(settings.testpath, vocabulary=learnt_from.config.vocab_size), settings.eval_prompts)
+def _is_first() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 if __name__ == "__main__":

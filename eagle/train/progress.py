@@ -1,8 +1,10 @@
 """Progress of a run: a bar, `metrics.jsonl`, and accelerate's trackers."""
 
 import json
+import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from tqdm import tqdm
 from eagle.files import write_text
 
 METRICS = "metrics.jsonl"
+TRIED = 5  # steps after which it is said how long all will take; the first of them counts not
+logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -29,6 +33,7 @@ class Progress:
     def __init__(self, accelerator: Accelerator, folder: Path, first: int, steps: int, every: int) -> None:
         self.accelerator, self.path, self.every = accelerator, folder / METRICS, every
         self.bar = tqdm(total=steps, initial=first, unit="step", mininterval=1, disable=not accelerator.is_main_process)
+        self._first, self._tried = first, (0.0, 0)
         self._clear()
         if accelerator.is_main_process:
             write_text(self.path, "".join(f"{line}\n" for line in _until(self.path, first)))
@@ -43,8 +48,39 @@ class Progress:
         self._loss, self._tallies = self._loss + loss.detach(), self._tallies + tallies_4K
         self._count, self._tokens = self._count + 1, self._tokens + tokens
         self.bar.update()
+        self._estimate(step, tokens)
         if step % self.every == 0 or step == self.bar.total:
             self._show(step, rate)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Do what is no step, whose time no rate counts."""
+        began = time.monotonic()
+        yield
+        took = time.monotonic() - began
+        self._since, self._tried = self._since + took, (self._tried[0] + took, self._tried[1])
+
+    def say(self, words: str) -> None:
+        """Print a line above the bar."""
+        if self.accelerator.is_main_process:
+            self.bar.write(words)
+
+    def _estimate(self, step: int, tokens: int) -> None:
+        """After a few steps say how fast they are and how long all that are left will take."""
+        taken, began = step - self._first, self._tried[0]
+        if taken == 1 or taken == TRIED:
+            self._loss.item()  # what a device still has to do takes its time, too
+        if taken == 1:
+            self._tried = time.monotonic(), 0
+        elif taken <= TRIED:
+            self._tried = began, self._tried[1] + tokens
+        if taken == TRIED and (seconds := time.monotonic() - began) > 0:
+            whole = self.bar.total - self._first
+            rest = tqdm.format_interval(seconds / (TRIED - 1) * whole)
+            self.say(
+                f"{self._tried[1] / seconds:,.0f} tokens/s: {whole:,} steps take about {rest}, without checkpoints "
+                "and measurements"
+            )
 
     def _show(self, step: int, rate: float) -> None:
         loss = self.accelerator.reduce(self._loss, "sum").item() / self._count
@@ -58,9 +94,8 @@ class Progress:
             "tokens_per_second": round(self._tokens / (time.monotonic() - self._since), 1),
         }
         shown = (" ".join(f"{share:.2f}" for share in line[name]) for name in ("accuracy", "conditional_acceptance"))
-        self.bar.set_postfix_str(
-            "loss {:.3f} | accuracy {} | if accepted so far {}".format(loss, *shown), refresh=False
-        )
+        words = "{:,.0f} tokens/s | loss {:.3f} | accuracy {} | if accepted so far {}"
+        self.bar.set_postfix_str(words.format(line["tokens_per_second"], loss, *shown), refresh=False)
         self._clear()
         self.note(line)
 

@@ -16,7 +16,7 @@ from eagle.data.features import Features
 from eagle.model.support.output_transform import transformed
 from eagle.model.target import Taps, TargetModel
 from eagle.model.target_features import check_output, read_features
-from eagle.train.train_batches import Top, TrainBatch, ahead, entries
+from eagle.train.train_batches import Top, TrainBatch, ahead, entries, sent
 
 CHUNK = 1024  # rows of logits held at once
 
@@ -91,7 +91,7 @@ class TargetTeacher(Teacher):
         """Run the target over rows of samples."""
         batch = self.batches.laid(rows)
         paired = entries(batch, seeds_B, self.device)
-        ids_BT = batch.ids_BS.to(self.target.device)
+        ids_BT = sent(batch.ids_BS, self.target.device)
         seen = read_features(self.target, ids_BT, self.taps, batch.positions_BS, batch.segments_BS)
         target_hidden_RD = ahead(seen.hidden_BSD.to(self.device), paired.rows_R)
         features_BSF = seen.features_BSF[:, :-1].to(self.device)
@@ -141,7 +141,7 @@ class FeatureTeacher(Teacher):
                 return None
             parts = [torch.cat([getattr(some, name)[:0], *(getattr(each, name) for each in row)]) for row in samples]
             values_BTX = pad_sequence(parts, batch_first=True)
-            return F.pad(values_BTX, (0, 0, 0, width - values_BTX.shape[1])).to(self.device)
+            return sent(F.pad(values_BTX, (0, 0, 0, width - values_BTX.shape[1])), self.device)
 
         features_BTF, ids_BTK, logits_BTK = laid("features_TF"), laid("top_ids_TK"), laid("top_logits_TK")
         assert features_BTF is not None

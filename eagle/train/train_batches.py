@@ -67,8 +67,15 @@ def entries(batch: Batch, seeds_B: list[int], device: torch.device) -> Entries:
     counts_BS = torch.zeros_like(batch.mask_BS[:, 1:])
     counts_BS[:, :-1] = batch.mask_BS[:, 2:] & (segments_BT[:, 2:] == segments_BT[:, :-2])
     rows_R = counts_BS.flatten().nonzero()[:, 0]
-    tokens_BS, positions_BS = batch.ids_BS[:, 1:].to(device), batch.positions_BS[:, :-1].to(device)
-    return Entries(tokens_BS, positions_BS, segments_BT[:, :-1], rows_R.to(device), seeds_B)
+    tokens_BS, positions_BS = sent(batch.ids_BS[:, 1:], device), sent(batch.positions_BS[:, :-1], device)
+    return Entries(tokens_BS, positions_BS, segments_BT[:, :-1], sent(rows_R, device), seeds_B)
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the host on a device, without waiting for what that still has to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def ahead(values_BTX: torch.Tensor, rows_R: torch.Tensor) -> torch.Tensor:

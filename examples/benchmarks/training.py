@@ -19,10 +19,11 @@ from accelerate import Accelerator
 from eagle.evaluation.report import provenance
 from eagle.model.target_features import observe
 from eagle.train.checkpoints import Checkpoints
+from eagle.train.draft_vocabulary import DraftVocabulary
 from eagle.train.heads import first_head, taps_of
 from eagle.train.loop import Run, one_step
 from eagle.train.optimizers import optimizers
-from eagle.train.recipe import Eagle3Recipe, EagleRecipe
+from eagle.train.recipe import Eagle3Recipe, EagleRecipe, objective_of
 from eagle.train.settings import Settings
 from eagle.train.sources import source
 from eagle.train.training_time_test import training_time_test
@@ -39,10 +40,11 @@ def parts(kind: str, steps: int, args: argparse.Namespace) -> dict[str, Callable
     )
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="bf16")
     learnt_from = source(settings, accelerator.device)
-    head = first_head(settings, learnt_from.config, learnt_from.counts, learnt_from.output_VD)
+    vocabulary = DraftVocabulary(learnt_from.texts, learnt_from.config.vocab_size)
+    head = first_head(settings, learnt_from.config, vocabulary.tokens, learnt_from.output_VD)
     taps = taps_of(kind, head.config, learnt_from.config)
     teacher = learnt_from.teacher(taps, args.bs)
-    recipe = EagleRecipe(head, teacher) if kind == "eagle" else Eagle3Recipe(head, teacher, steps)
+    recipe = (EagleRecipe if kind == "eagle" else Eagle3Recipe)(head, teacher, objective_of(settings))
     model, *optims = accelerator.prepare(recipe, *optimizers(head, settings))
     checkpoints = Checkpoints(Path(str(settings.cpdir)), accelerator, {}, 1)
     run = Run(settings, accelerator, recipe, model, optims, teacher, checkpoints, None)
@@ -90,9 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         rate = args.bs * args.length / took["step"]
         row = {"case": name, "tokens_per_second": round(rate), "against_bare": round(took["step"] / whole, 3)}
         rows.append(row | {"seconds": took})
-        print(
-            f"{name:18} {rate:7.0f} tokens/s  {row['against_bare']:.2f}x target and head bare  {rows[-1]['peak_mb']} MB"
-        )
+        print(f"{name:18} {rate:7.0f} tokens/s  {row['against_bare']:.2f}x target and head bare")
     if args.json is not None:
         document = {
             "provenance": provenance(),

@@ -17,7 +17,10 @@ from transformers import GenerationConfig
 
 from eagle.chat import RowError, choose_template
 from eagle.data import Regeneration, load, main, prepare
-from eagle.data.regenerate import Dialogue, ends_of
+from eagle.data.answer_file import ANSWERS
+from eagle.data.answers import Answer, Question
+from eagle.data.dialogues import Dialogue
+from eagle.data.regenerate import ends_of
 from eagle.model.support.loading import load_base, load_tokenizer
 
 HEAD = str(PAIR / "eagle3_head")
@@ -61,8 +64,10 @@ def made(rows, target, folder, max_length=None, limit=None, **how):
     return prepare(rows, tokenizer, folder, target=target, **options)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def contents(folder: Path) -> dict[str, object]:
+    """Every file's bytes; of the answers their lines, which come in any order."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {**found, ANSWERS: sorted(found[ANSWERS].splitlines())}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +75,7 @@ def whole(rows, target, tmp_path_factory) -> dict[float, Path]:
     """Folders by temperature, made at once with a head in batches of three."""
     folders = {temperature: tmp_path_factory.mktemp("whole") / "out" for temperature in (0.0, 1.0)}
     for temperature, folder in folders.items():
-        made(rows, target, folder, temperature=temperature, batch_size=3)
+        made(rows, target, folder, temperatures=(temperature,), batch_size=3)
     return folders
 
 
@@ -112,23 +117,23 @@ def test_answers_are_those_of_generate_turn_by_turn(target, by_hand, whole):
     assert [one.ids.tolist() for one in data if one.mask.all()] == [tokenizer("x = 1")["input_ids"]]
     empty = sum(not conversation for conversation in by_hand)
     assert data.summary["reasons"] == {"messages is empty": 1} | ({EMPTY: empty} if empty else {})
-    assert data.summary["regeneration"] == {"temperature": 0.0, "max_new_tokens": 16, "dtype": "float32"}
+    assert data.summary["regeneration"] == {"temperatures": [0.0], "max_new_tokens": 16, "dtype": "float32"}
 
 
-def test_neither_the_batch_nor_the_head_changes_a_byte(rows, target, whole, tmp_path):
+def test_neither_the_batch_nor_the_head_nor_processes_change_a_byte(rows, target, whole, tmp_path):
     one = made(rows, target, tmp_path / "one", batch_size=1)
     assert one.summary["shards"] == 3
-    made(rows, target, tmp_path / "alone", batch_size=4, ea_model_path=None)
+    made(rows, target, tmp_path / "alone", ea_model_path=None)
+    made(rows, target, tmp_path / "two", ea_model_path=None, processes=2, batch_size=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "alone") == contents(whole[0.0])
+    assert contents(tmp_path / "two") == contents(whole[0.0])
 
 
 def test_samples_are_the_target_s_own_by_seed(rows, target, whole, tmp_path):
-    made(rows, target, tmp_path / "alone", temperature=1.0, batch_size=3, ea_model_path=None)
+    made(rows, target, tmp_path / "alone", temperatures=(1.0,), ea_model_path=None)
     assert contents(tmp_path / "alone") == contents(whole[1.0])  # with the same noise: id for id
-    other = made(rows, target, tmp_path / "other", temperature=1.0, batch_size=3, seed=1, limit=4)
-    assert (
-        other.summary["regeneration"] | {"shard_rows": 4, "batch_size": 3, "seed": 1} == other.summary["regeneration"]
-    )
+    other = made(rows, target, tmp_path / "other", temperatures=(1.0,), ea_model_path=None, seed=1, limit=4)
+    assert other.summary["regeneration"]["seed"] == 1
     shards = [folder / "shard_00000.safetensors" for folder in (*whole.values(), tmp_path / "other")]
     assert len(set(map(load_ids, shards))) == 3
 
@@ -143,31 +148,34 @@ import os, signal, sys
 sys.path[:0] = ["tests/data", "tests/support"]
 from pathlib import Path
 from test_regenerate import made
-from eagle.data.regenerate import AnswerGenerator
-answer, calls = AnswerGenerator._answer, []
+from eagle.data.answer_file import AnswerFile
+add, calls = AnswerFile.add, []
 
-def answer_some(self, *arguments):
-    calls.append(1)
-    if len(list(Path(sys.argv[3]).glob('*.safetensors'))) == 1 and len(calls) > 3:
+def add_some(self, answer):
+    add(self, answer)
+    calls.append(answer)
+    if len(calls) == 8:
         os.kill(os.getpid(), signal.SIGKILL)
-    return answer(self, *arguments)
 
-AnswerGenerator._answer = answer_some
-made([sys.argv[1]], sys.argv[2], Path(sys.argv[3]), temperature=float(sys.argv[4]), batch_size=3)
+AnswerFile.add = add_some
+made([sys.argv[1]], sys.argv[2], Path(sys.argv[3]), temperatures=(0.0, 1.0), ea_model_path=None, batch_size=3)
 """
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_killed_run_goes_on_to_the_same_bytes(rows, target, whole, tmp_path, temperature):
-    command = [sys.executable, "-c", KILLED, *rows, target, str(tmp_path / "out"), str(temperature)]
+def test_a_killed_run_goes_on_to_the_same_bytes_and_writes_no_answer_twice(rows, target, tmp_path):
+    command = [sys.executable, "-c", KILLED, *rows, target, str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["shard_00000.safetensors"]
-    with pytest.raises(ValueError, match=r"out was made with regeneration=.*choose another folder"):
-        made(rows, target, tmp_path / "out", temperature=0.5, batch_size=3)
+    kept = (tmp_path / "out" / ANSWERS).read_bytes()
+    assert kept.count(b"\n") == 9
+    how = {"temperatures": (0.0, 1.0), "ea_model_path": None}
+    with pytest.raises(ValueError, match=r"was made with regeneration=.*choose another folder"):
+        made(rows, target, tmp_path / "out", temperatures=(0.5,))
     torch.manual_seed(7)  # whatever a process has drawn before
-    made(rows, target, tmp_path / "out", temperature=temperature, batch_size=3)
-    assert contents(tmp_path / "out") == contents(whole[temperature])
+    made(rows, target, tmp_path / "out", **how)
+    made(rows, target, tmp_path / "whole", **how)
+    assert (tmp_path / "out" / ANSWERS).read_bytes().startswith(kept)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 # What was said stays in the same tokens: "<question>\n<answer>\n".
@@ -188,11 +196,10 @@ def test_turns_that_go_on_from_the_last_answer_are_one_sample(rows, target, tmp_
 
 def heard(*turns: tuple[list[int], list[int], str, bool]) -> Dialogue:
     """Return a conversation of three questions after some prompts, answers, their texts, and whether they ended."""
-    dialogue = Dialogue([{"role": role, "content": "old"} for role in ("user", "assistant") * 3])
+    dialogue = Dialogue(0, [{"role": role, "content": "old"} for role in ("user", "assistant") * 3])
     for prompt, answer, text, ended in turns:
         assert dialogue.reason is None
-        dialogue.prompt = prompt
-        dialogue.add_answer(answer, text, ended)
+        dialogue.add(Answer(Question(0, dialogue.answered, "", "", [], prompt), answer, text, ended))
     return dialogue
 
 
@@ -217,16 +224,27 @@ def test_a_dialogue_ends_where_an_answer_says_nothing_or_does_not_end():
     assert shown(silent) == [([1, 2, 3, 9], [2, 3])] and silent.open_turns == 0
     with pytest.raises(RowError, match=EMPTY):
         heard(([1, 2], [9], "", True)).said()
-    with pytest.raises(RowError, match="no assistant turn after a user's"):
-        Dialogue([{"role": "assistant", "content": "old"}, {"role": "user", "content": "old"}]).said()
+
+
+def test_every_question_is_asked_and_what_follows_the_last_answer_is_left_out(target):
+    tokenizer = load_tokenizer(target)
+    template = choose_template(tokenizer, "vicuna_v1.1")
+    turns = [{"role": role, "content": f"{number}"} for number, role in enumerate(("assistant", "user", "user"))]
+    dialogue = Dialogue(0, turns)
+    assert [m["role"] for m in dialogue.messages] == ["user", "assistant"] * 2 and dialogue.open_turns == 2
+    first = dialogue.question(tokenizer, template, None)
+    assert [m["content"] for m in first.messages] == ["1"] and first.turn == 0
+    dialogue.add(Answer(first, [5, 9], "one", True))
+    second = dialogue.question(tokenizer, template, None)
+    assert [m["content"] for m in second.messages] == ["1", "one", "2"] and second.turn == 1
+    with pytest.raises(RowError, match="no question of a user's"):
+        Dialogue(0, turns[:1]).said()
 
 
 def test_prompts_without_room_for_an_answer_are_not_answered(rows, target, tmp_path):
     data = made(rows, target, tmp_path / "short", max_length=80)
     assert data.lengths_N.max() == 80
     assert data.summary["reasons"]["a question after 79 tokens leaves no room for an answer"] > 0
-    with pytest.raises(ValueError, match="max_new_tokens=2048 must be below the target's 2048 positions"):
-        made(rows, target, tmp_path / "long", max_new_tokens=2048)
 
 
 def test_the_added_token_that_ends_the_template_s_turns_ends_answers(target):
@@ -254,17 +272,22 @@ def test_a_target_that_never_ends_is_refused(rows, target, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [
-        ("temperature", -0.1, "must be 0"),
-        ("temperature", float("nan"), "must be 0"),
         ("max_new_tokens", 0, "must be at least 1"),
         ("batch_size", 0, "must be at least 1"),
         ("seed", -1, "must be at least 0"),
+        ("processes", 0, "must be at least 1"),
         ("dtype", "int8", "must be one of auto"),
     ],
 )
 def test_values_out_of_range_are_named(field, value, words):
     with pytest.raises(ValueError, match=f"{field}={value!r} {words}"):
         Regeneration(**{field: value})
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_named(value):
+    with pytest.raises(ValueError, match=f"temperature={value!r} must be 0"):
+        Regeneration(temperatures=(0.0, value))
 
 
 def test_the_command_refuses_flags_of_no_use_and_a_head_that_is_not_there(rows, target, tmp_path, capsys):

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from eagle.chat import LONGEST_REASON, RowError
 from eagle.data import load, main, prepare
-from eagle.data.rows import LEARNED, REMARKS, UNREAD, Conversation, Document, parse
+from eagle.data.rows import COLUMNS, EXPECTED, LEARNED, REMARKS, UNREAD, Conversation, Document, parse
 from eagle.data.sources import read
 
 HI = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there!"}]
 CONVERSATION = Conversation(tuple(HI))
 CHATML = tokenizer_of(FAMILIES["chatml"])
 HALF = "\ud800"
-KEYS = [*("conversations", "messages", "data", "text", "from", "value", "role", "content", "type"), *UNREAD, *LEARNED]
+KEYS = [*COLUMNS, *("from", "value", "role", "content", "type"), *UNREAD, *LEARNED]
 
 
 def reason(row) -> str:
@@ -149,6 +149,57 @@ def test_parquet_and_datasets_are_asked_for_every_key_that_would_be_lost(monkeyp
             bad.parsed()
 
 
+# --- questions
+
+
+@pytest.mark.parametrize(
+    "beside", [{}, {"answer": "#### 4"}, {"reference": ["x"], "category": "math", "question_id": 3}]
+)
+def test_rows_of_questions_are_conversations_without_answers(beside):
+    asked, system = {"role": "user", "content": "Hello"}, {"role": "system", "content": "Be brief."}
+    for row in (
+        {"prompt": "Hello"},
+        {"prompt": [asked]},
+        {"question": "Hello"},
+        {"turns": ["Hello"]},
+        {"messages": [asked]},
+    ):
+        assert parse({**row, **beside}) == Conversation((asked,))
+    assert parse({"prompt": [system, asked], **beside}) == Conversation((system, asked))
+    assert parse({"turns": ["Hello", "And?"], **beside}) == Conversation((asked, {"role": "user", "content": "And?"}))
+    assert parse({"messages": HI, "prompt": "Hello", **beside}) == CONVERSATION
+    assert parse({"text": "code", "prompt": "Hello", **beside}) == Document("code")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": 3}, "prompt is not a text or a list of turns"),
+        ({"prompt": []}, "prompt is empty"),
+        ({"prompt": ""}, "turn 1 is empty"),
+        ({"prompt": ["Hello"]}, "turn 1 has no role and no content"),
+        ({"question": ["Hello"]}, "question is not a text"),
+        ({"turns": "Hello"}, "turns is not a list of turns"),
+        ({"turns": ["Hello", {"content": "x"}]}, "turn 2 is not text"),
+        ({"prompt": "Hello", "system": "Be brief."}, "system beside prompt would be lost"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_says_why(row, words):
+    assert reason(row) == words
+
+
+def test_what_is_asked_first_is_the_first_question_without_an_answer():
+    def asked(*roles: str) -> int:
+        messages = tuple({"role": role, "content": "x"} for role in roles)
+        return len(Conversation(messages).to_the_first_open_question())
+
+    assert asked("user") == 1 and asked("user", "user") == 1 and asked("system", "user", "tool") == 2
+    assert asked("user", "assistant", "user") == 3 and asked("user", "assistant", "user", "assistant") == 3
+    assert asked("user", "assistant", "user", "user", "assistant") == 3
+    with pytest.raises(RowError, match="no user turn"):
+        asked("system", "assistant")
+
+
 # --- no row ends a run
 
 BAD = {
@@ -157,7 +208,7 @@ BAD = {
     '{"conversations": [{"from": {"a": "b"}, "value": "x"}]}': "turn 1 is not text",
     '{"messages": [{"role": "\\ud800", "content": "x"}]}': "half a character ('\\ud800') at 0",
     '{"conversations": [{"from": "\\ud800", "value": "x"}]}': "turn 1 is from '\\ud800', expected human, gpt or system",
-    '{"\\ud800": 1}': "expected one of the columns conversations, messages, data, text, found \\ud800",
+    '{"\\ud800": 1}': f"expected {EXPECTED}, found \\ud800",
     '{"messages": [{"role": "user", "content": "x", "\\ud800": 1}]}': "turn 1 has \\ud800, which would be lost",
     '{"a":' * 100_000 + "1" + "}" * 100_000: "JSON that is nested too deeply",
     '{"id": ' + "9" * 5000 + ', "text": "x"}': "JSON with a number of too many digits",

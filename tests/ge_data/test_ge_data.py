@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -241,6 +243,36 @@ def test_runs_killed_at_any_moment_go_on_to_the_same_files_and_redo_none(made):
     assert main(made, "killed") == 0 and times(folder) == again
 
 
+def test_features_of_texts_that_became_longer_or_shorter_are_kept_as_far_as_they_go(made, tmp_path):
+    for lengths in (LENGTHS, (*LENGTHS, 14, 22, 9), LENGTHS[:8], LENGTHS):
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        texts(tmp_path / "data", str(made / "llama"), lengths)
+        before = times(tmp_path / "out")
+        assert main(tmp_path, "out") == main(tmp_path, f"at once {lengths}") == 0
+        assert contents(tmp_path / "out") == contents(tmp_path / f"at once {lengths}")
+        kept = len(before.items() & times(tmp_path / "out").items())
+        assert kept >= min(len(before), len(times(tmp_path / "out"))) - 2 + (not before) * 2
+    moved = (tmp_path / "data").rename(tmp_path / "moved")
+    before = times(tmp_path / "out")
+    assert allocation.main(["--outdir", str(tmp_path / "out"), "--data", str(moved), *SMALL]) == 0
+    assert times(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(made, processes):
+    command = [sys.executable, "-m", "eagle.ge_data.allocation"]
+    command += arguments(made, f"stopped {processes}", "--processes", processes)
+    running = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while running.poll() is None and not times(made / f"stopped {processes}"):
+        time.sleep(0.01)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to all processes
+    errors = running.communicate(timeout=30)[1]
+    assert running.returncode == 130 and "Traceback" not in errors
+    assert " shards are saved in " in errors.replace("\r", "\n").splitlines()[-1]
+    assert main(made, f"stopped {processes}") == 0
+    assert contents(made / f"stopped {processes}") == contents(made / "whole")
+
+
 def test_a_lost_shard_is_named_and_made_anew_alone(made):
     shutil.copytree(made / "whole", made / "lost")
     (made / "lost" / "shard_00001.safetensors").unlink()
@@ -259,14 +291,17 @@ def test_an_error_in_a_process_stops_all_with_its_words(made, capsys):
     assert multiprocessing.active_children() == []
 
 
-def test_an_interrupted_run_says_so_and_leaves_whole_files(made, monkeypatch, caplog):
+def test_an_interrupted_run_says_so_and_leaves_whole_files(made, monkeypatch, capsys):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(allocation, "write_shard", interrupted)
-    with caplog.at_level("INFO"):
-        assert main(made, "interrupted") == 130
-    assert "the same command goes on" in caplog.text
+    monkeypatch.setattr("signal.signal", lambda *arguments: None)
+    assert main(made, "interrupted") == 130
+    command = shlex.join(["python", "-m", "eagle.ge_data.allocation", *arguments(made, "interrupted")])
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"interrupted: 0 shards are saved in {made}/interrupted; to go on: {command}"
+    )
     assert [path.name for path in (made / "interrupted").iterdir()] == ["target_embeddings.safetensors"]
 
 
@@ -404,10 +439,13 @@ def test_a_folder_made_otherwise_is_refused_by_what_differs(made, tmp_path, caps
     whole, exact = (planned(made / "x", made / "data", shard_mb=size) for size in (1, 1.0))
     assert whole.about == exact.about
     assert "shard_mb=0.02, now 0.01" in refused(capsys, made, "whole", "--shard-mb", "0.01")
-    texts(tmp_path / "data", str(made / "llama"), max_length=99)
+    texts(tmp_path / "data", str(made / "llama"), (*LENGTHS[:4], 30, *LENGTHS[5:]), max_length=99)
     shutil.copytree(made / "whole", tmp_path / "out")
     (tmp_path / "out" / "features.json").unlink()
-    assert "was made with data.max_length=None, now 99" in refused(capsys, tmp_path, "out")
+    assert re.search(
+        r"was made of other texts: shard_0000\d.safetensors has another one as sample 4\.",
+        refused(capsys, tmp_path, "out"),
+    )
     assert "holds no features: choose another folder" in refused(capsys, tmp_path, "data")
     with pytest.raises(ValueError, match="of texts in 89 tokens, more than 88"):
         load_features(made / "whole", vocabulary=88)

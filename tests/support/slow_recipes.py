@@ -4,7 +4,8 @@ One sequence at a time, in the precision of the head, with Python loops over ste
 sees: no mask, no batch, no attention kernel. Of `eagle` it reads a head's parameters and `tapped_layers`, nothing else.
 
 Entry t pairs what the target knows at position t with token t + 1, and is to predict what the target says at t + 1.
-Both functions return the losses of the entries that count, one scalar each, so that a batch is their concatenation.
+Both functions return the losses of the entries that count, one scalar each for every step, so that a batch is their
+concatenation.
 
 Shapes: T tokens, S = T - 1 entries, D head width, F feature width, X width of attention's input, V target vocabulary,
 W draft vocabulary, E head size.
@@ -38,8 +39,13 @@ def slow_eagle_losses(
     ids_T: torch.Tensor,
     noise_SF: torch.Tensor | None = None,
     keep_S: torch.Tensor | None = None,
-) -> list[torch.Tensor]:
-    """Return the loss of every entry that counts (arXiv 2401.15077 section 3.2).
+    steps: int = 1,
+    feature_weight: float = 1.0,
+    tv_weight: float = 0.0,
+) -> list[list[torch.Tensor]]:
+    """Return, for every step, the losses that count (arXiv 2401.15077 section 3.2, in one step).
+
+    With more steps it is the training-time test of `slow_eagle3_losses`, for this head.
 
     Args:
         head: a head of one layer.
@@ -47,31 +53,50 @@ def slow_eagle_losses(
         ids_T: one sequence without pads.
         noise_SF: added to the features the head reads, never to those it is to predict.
         keep_S: False for entries that may not count; None keeps all.
+        steps: how many steps K.
+        feature_weight: of the distance to the true features.
+        tv_weight: see `token_loss`.
     """
     output = observe(base, ids_T)
     features_TF = output.hidden_states[-1][0]
     embeds = embeddings(head, base, ids_T)
-    entries = range(len(ids_T) - 1)
+    size = len(ids_T) - 1
 
     (layer,) = head.layers
-    hidden, seen = [], []
-    for t in entries:
-        feature_F = features_TF[t] if noise_SF is None else features_TF[t] + noise_SF[t]
-        input_D = linear(head.fc, torch.cat([embeds[t + 1], feature_F]))
-        queries, own = projections(head, layer.self_attn, input_D, t)
-        seen.append(own)
-        hidden.append(mlp_block(layer, input_D + attention(layer.self_attn, queries, seen)))
-
-    losses = []
-    for t in entries:
-        if keep_S is None or keep_S[t]:
-            token_loss = soft_cross_entropy(base.lm_head.weight @ hidden[t], output.logits[0, t + 1])
-            losses.append(smooth_l1(hidden[t], features_TF[t + 1]) + TOKEN_WEIGHT * token_loss)
+    hidden = {t: features_TF[t] if noise_SF is None else features_TF[t] + noise_SF[t] for t in range(size)}
+    seen: list[dict[int, Seen]] = []
+    losses: list[list[torch.Tensor]] = []
+    for k in range(steps):
+        seen.append({})
+        states = {}
+        losses.append([])
+        for t in range(k, size):
+            input_D = linear(head.fc, torch.cat([embeds[t + 1], hidden[t]]))
+            queries, seen[k][t] = projections(head, layer.self_attn, input_D, t)
+            attended_D = attention(layer.self_attn, queries, visible(seen, k, t))
+            states[t] = mlp_block(layer, input_D + attended_D)
+            if keep_S is None or keep_S[t]:
+                loss = token_loss(base.lm_head.weight @ states[t], output.logits[0, t + 1], tv_weight)
+                distance = smooth_l1(states[t], features_TF[t + 1])
+                losses[k].append(feature_weight * distance + TOKEN_WEIGHT * loss)
+        hidden = {t + 1: state_D for t, state_D in states.items()}
     return losses
 
 
+def visible(seen: list[dict[int, Seen]], k: int, t: int) -> list[Seen]:
+    """Return what entry t sees in step k: true entries up to t - k, then its own chain up to itself."""
+    return [seen[0][s] for s in range(t - k + 1)] + [seen[j][t - k + j] for j in range(1, k + 1)]
+
+
 def slow_eagle3_losses(
-    head: Eagle3Head, base: Any, ids_T: torch.Tensor, steps: int, keep_S: torch.Tensor | None = None
+    head: Eagle3Head,
+    base: Any,
+    ids_T: torch.Tensor,
+    steps: int,
+    keep_S: torch.Tensor | None = None,
+    noise_SF: torch.Tensor | None = None,
+    feature_weight: float = 0.0,
+    tv_weight: float = 0.0,
 ) -> list[list[torch.Tensor]]:
     """Return, for every step of training-time test, the losses that count (arXiv 2503.01840 section 3.2).
 
@@ -89,6 +114,9 @@ def slow_eagle3_losses(
         ids_T: one sequence without pads.
         steps: how many steps K.
         keep_S: False for entries that may not count; None keeps all.
+        noise_SF: added to the features.
+        feature_weight: of the distance between states and the target's last hidden states, which the paper left out.
+        tv_weight: see `token_loss`.
     """
     output = observe(base, ids_T)
     taps = tapped_layers(head.config, base.config.num_hidden_layers)
@@ -97,7 +125,10 @@ def slow_eagle3_losses(
     layer = head.midlayer
     size = len(ids_T) - 1
 
-    hidden = {t: fused(head, [output.hidden_states[tap][0, t] for tap in taps]) for t in range(size)}
+    read = {t: torch.cat([output.hidden_states[tap][0, t] for tap in taps]) for t in range(size)}
+    if noise_SF is not None:
+        read = {t: features + noise_SF[t] for t, features in read.items()}
+    hidden = {t: fused(head, list(features.chunk(len(taps)))) for t, features in read.items()}
     seen: list[dict[int, Seen]] = []
     losses: list[list[torch.Tensor]] = []
     for k in range(steps):
@@ -109,16 +140,17 @@ def slow_eagle3_losses(
             residual_D = normed_D if head.config.norm_before_residual else hidden[t]
             both_X = torch.cat([rms_norm(layer.input_layernorm, embeds[t + 1]), normed_D])
             queries, seen[k][t] = projections(head, layer.self_attn, both_X, t)
-            past = [seen[0][s] for s in range(t - k + 1)]
-            chain = [seen[j][t - k + j] for j in range(1, k + 1)]
-            state_D = mlp_block(layer, residual_D + attention(layer.self_attn, queries, past + chain))
+            state_D = mlp_block(layer, residual_D + attention(layer.self_attn, queries, visible(seen, k, t)))
             normed_state_D = rms_norm(head.norm, state_D)
             states[t] = normed_state_D if head.config.norm_output else state_D
 
             target_logits_V = output.logits[0, t + 1]
             if int(target_logits_V.argmax()) in drafts and (keep_S is None or keep_S[t]):
                 logits_W = linear(head.lm_head, normed_state_D)
-                losses[k].append(soft_cross_entropy(logits_W, target_logits_V[drafts]))
+                loss = token_loss(logits_W, target_logits_V[drafts], tv_weight)
+                if feature_weight:
+                    loss = loss + feature_weight * smooth_l1(states[t], output.hidden_states[-1][0, t + 1])
+                losses[k].append(loss)
         hidden = {t + 1: state_D for t, state_D in states.items()}
     return losses
 
@@ -128,9 +160,9 @@ def mean(losses: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(losses).mean() if losses else torch.zeros((), dtype=torch.float64)
 
 
-def eagle3_total(losses: list[list[torch.Tensor]]) -> torch.Tensor:
+def total(losses: list[list[torch.Tensor]], decay: float = STEP_DECAY) -> torch.Tensor:
     """Return the sum over the steps, each weighed less than the one before."""
-    return sum((STEP_DECAY**k * mean(step) for k, step in enumerate(losses)), torch.zeros((), dtype=torch.float64))
+    return sum((decay**k * mean(step) for k, step in enumerate(losses)), torch.zeros((), dtype=torch.float64))
 
 
 @torch.no_grad()
@@ -214,6 +246,13 @@ def smooth_l1(x_F: torch.Tensor, y_F: torch.Tensor) -> torch.Tensor:
     """Return the mean over the width of d^2/2 below 1 and |d| - 1/2 from there on."""
     distances = (x_F - y_F).abs()
     return sum(d * d / 2 if d < 1 else d - 0.5 for d in distances) / len(distances)
+
+
+def token_loss(logits: torch.Tensor, target_logits: torch.Tensor, tv_weight: float) -> torch.Tensor:
+    """Return the soft cross-entropy mixed with half the L1 distance between the two distributions."""
+    entropy = soft_cross_entropy(logits, target_logits)
+    distance = (torch.softmax(target_logits, -1) - torch.softmax(logits, -1)).abs().sum() / 2
+    return (1 - tv_weight) * entropy + tv_weight * distance if tv_weight else entropy
 
 
 def soft_cross_entropy(logits: torch.Tensor, target_logits: torch.Tensor) -> torch.Tensor:

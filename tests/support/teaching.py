@@ -1,6 +1,7 @@
 """Training batches for tests: texts from tensors, the teacher of a tiny target."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from eagle.data.samples import Sample
 from eagle.model.head import DraftHead, EagleHead
 from eagle.model.target import TargetModel
 from eagle.train.heads import taps_of
-from eagle.train.recipe import Eagle3Recipe, EagleRecipe, Recipe
+from eagle.train.recipe import EAGLE, EAGLE3, Eagle3Recipe, EagleRecipe, Objective, Recipe
 from eagle.train.teachers import TargetTeacher
 from eagle.train.train_batches import TrainBatch
 
@@ -45,13 +46,20 @@ def random_texts(*lengths: int, seed: int = 0) -> Texts:
 
 
 def recipe_for(
-    head: DraftHead, target: TargetModel, samples: Texts, rows: int, steps: int = 1, length: int | None = None
+    head: DraftHead,
+    target: TargetModel,
+    samples: Texts,
+    rows: int,
+    steps: int = 1,
+    length: int | None = None,
+    objective: Objective | None = None,
 ) -> Recipe:
-    """Return the recipe of a head, its teacher on the target in the loop."""
+    """Return the recipe of a head, its teacher on the target in the loop; of an EAGLE-3 head with so many steps."""
     kind = "eagle" if isinstance(head, EagleHead) else "eagle3"
     batches = Bucketed(samples, rows) if length is None else Packed(samples, rows, length)
     teacher = TargetTeacher(target, taps_of(kind, head.config, target.config), batches, torch.device("cpu"))
-    return EagleRecipe(head, teacher) if kind == "eagle" else Eagle3Recipe(head, teacher, steps)
+    objective = objective or replace(EAGLE if kind == "eagle" else EAGLE3, steps=1 if kind == "eagle" else steps)
+    return (EagleRecipe if kind == "eagle" else Eagle3Recipe)(head, teacher, objective)
 
 
 def train_batch_of(recipe: Recipe, rows: list[list[int]], seed: int = 7) -> TrainBatch:

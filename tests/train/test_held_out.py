@@ -17,10 +17,10 @@ from eagle.data.samples import Sample
 from eagle.model.dialects.checkpoint import save_head
 from eagle.train import loop
 from eagle.train.acceptance import MeasuredAcceptance, decode, prompts
-from eagle.train.main import run_of
+from eagle.train.run import run_of
 from eagle.train.settings import Settings
 
-SMALL = {"bs": 4, "lr": 0.01, "warmup_steps": 2, "ttt_length": 3}
+SMALL = {"head_dtype": "float32", "bs": 4, "lr": 0.01, "warmup_steps": 2, "ttt_length": 3}
 
 
 def text(length: int, first: int) -> Sample:
@@ -93,7 +93,7 @@ def test_a_run_that_goes_on_remembers_its_best_head(tmp_path, monkeypatch):
         once.setattr(loop, "one_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_of(run)
-    best = weights_of(Path(run.cpdir) / "best")
+    best = weights_of(Path(run.cpdir) / "best" / "step_00000002")
     run_of(run)
     assert not left and all(torch.equal(weight, best[name]) for name, weight in weights_of(run.cpdir).items())
     assert "3.00 tokens per forward" in (card := (Path(run.cpdir) / "README.md").read_text())
@@ -112,12 +112,13 @@ def test_a_head_is_measured_by_the_tree_that_was_asked_for(tmp_path, monkeypatch
     assert decode(None, "none", tmp_path, [], Settings(eval_total_token=17)) == [] and trees == [17]
 
 
-def test_a_head_is_written_in_its_target_s_dtype_and_trained_further_in_fp32(tmp_path):
-    run = Settings(**SMALL, **school(tmp_path), kind="eagle3", max_steps=1, draft_vocab_size=20, dtype="bfloat16")
-    run_of(run)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_head_is_written_in_a_dtype_of_its_own_and_trained_further_in_fp32(tmp_path, dtype):
+    run = Settings(**{**SMALL, "head_dtype": None}, **school(tmp_path), kind="eagle3", max_steps=1, dtype=dtype)
+    run_of(replace(run, draft_vocab_size=20))
     weights = weights_of(run.cpdir)
     assert weights["d2t"].dtype == torch.int64 and weights["fc.weight"].dtype == torch.bfloat16
-    run_of(replace(run, init_from=run.cpdir, draft_vocab_size=None, cpdir=str(tmp_path / "further"), dtype="auto"))
+    run_of(replace(run, ea_model_path=run.cpdir, cpdir=str(tmp_path / "further"), head_dtype="float32"))
     after = weights_of(tmp_path / "further")["fc.weight"]
     assert after.dtype == torch.float32 and not torch.equal(after, after.bfloat16().float())
 

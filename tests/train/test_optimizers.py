@@ -11,15 +11,16 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from eagle.train import loop
-from eagle.train.main import run_of
-from eagle.train.optimizers import optimizers, rate_at
+from eagle.train.optimizers import optimizers
+from eagle.train.run import run_of
+from eagle.train.schedule import Schedule
 from eagle.train.settings import Settings
 
 
 def rates(steps: int, schedule: str, warmup: int = 0) -> list[float]:
     """Return the learning rates of a run as parts of the peak, and the one after its end."""
     chosen = Settings(lr=0.1, lr_scheduler=schedule, warmup_steps=warmup)
-    return [rate_at(step, steps, chosen) / 0.1 for step in range(steps + 1)]
+    return [Schedule(chosen, steps).rate(step) / 0.1 for step in range(steps + 1)]
 
 
 def head() -> nn.Module:
@@ -51,8 +52,35 @@ def test_every_step_is_taken_at_the_rate_of_its_place_and_metrics_say_so(tmp_pat
 
     monkeypatch.setattr(loop, "one_step", watched)
     run_of(run)
-    assert taken == [{rate_at(step, 4, run)} for step in range(4)]
-    assert losses_of(run.cpdir, "learning_rate") == [rate_at(step, 4, run) for step in range(4)]
+    rates = [Schedule(run, 4).rate(step) for step in range(4)]
+    assert taken == [{rate} for rate in rates] and losses_of(run.cpdir, "learning_rate") == rates
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_output_matrix_keeps_its_part_of_every_rate_when_it_has_one_of_its_own(tmp_path, monkeypatch, optimizer):
+    rates = {"lr": 0.01, "lm_head_lr": 0.03, "max_steps": 4, "warmup_steps": 2, "save_every": 2}
+    run = Settings(**school(tmp_path), **rates, optimizer=optimizer, kind="eagle3")
+    one_step, taken = loop.one_step, []
+
+    def watched(run, step, rate):
+        if len(taken) == 3:
+            taken.append(None)
+            raise KeyboardInterrupt
+        done = one_step(run, step, rate)
+        names = {id(weight): name for name, weight in run.recipe.head.named_parameters()}
+        groups = [group for optim in run.optims for group in optim.param_groups]
+        taken.append({names[id(weight)]: group["lr"] / rate for group in groups for weight in group["params"]})
+        return done
+
+    monkeypatch.setattr(loop, "one_step", watched)
+    with pytest.raises(KeyboardInterrupt):
+        run_of(run)
+    run_of(run)  # goes on after step 2
+    steps = [found for found in taken if found is not None]
+    assert len(steps) == 5
+    for found in steps:
+        assert found.pop("lm_head.weight") == pytest.approx(3)
+        assert set(found.values()) == {1.0} and len(found) > 8
 
 
 def test_muon_moves_the_matrices_inside_a_head_and_adamw_all_else():

@@ -15,12 +15,21 @@ import pytest
 import torch
 from teaching import losses_of, school, weights_of
 
+from eagle.train.checkpoint_head import export
 from eagle.train.distributed import accelerator, deepspeed_settings
-from eagle.train.main import run_of
+from eagle.train.run import run_of
 from eagle.train.settings import Settings
 
 TOLERANCE = 1e-4
-SMALL = {"max_steps": 6, "lr": 0.01, "warmup_steps": 2, "save_every": 4, "log_every": 1, "ttt_length": 3}
+SMALL = {
+    "head_dtype": "float32",
+    "max_steps": 6,
+    "lr": 0.01,
+    "warmup_steps": 2,
+    "save_every": 4,
+    "log_every": 1,
+    "ttt_length": 3,
+}
 
 
 def flags(settings: dict[str, object]) -> list[str]:
@@ -67,8 +76,12 @@ def test_two_processes_train_as_one_does(tmp_path, how):
     run_of(Settings(**{**chosen, "bs": 10}))
     # 24 texts: the last step of an epoch has four, all of one process's first micro-batch, and the rest is empty.
     divided = {**chosen, "bs": 5, "cpdir": str(tmp_path / "two"), "testpath": chosen["tmpdir"], "eval_tokens": 8}
+    divided |= {"eval_every": 100}  # once, at the end: nothing is chosen
     launch_by(how, tmp_path, divided)
     assert_same_run(Path(chosen["cpdir"]), tmp_path / "two")
+    export(tmp_path / "two" / "checkpoints" / "step_00000006", tmp_path / "exported")
+    whole, taken_out = weights_of(tmp_path / "two"), weights_of(tmp_path / "exported")
+    assert whole.keys() == taken_out.keys() and all(torch.equal(whole[name], taken_out[name]) for name in whole)
     if how == "fsdp":
         with pytest.raises(ValueError, match="fsdp=True, now False"):
             run_of(Settings(**{**divided, "bs": 10}))

@@ -5,6 +5,7 @@ gradient here by up to 2e-6 of its parameter's largest: the tolerance is five ti
 """
 
 import copy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -13,14 +14,16 @@ import pytest
 import torch
 from architectures import VOCABULARY, base_model
 from pairs import random_head
-from slow_recipes import draft_vocabulary, eagle3_total, mean, slow_eagle3_losses, slow_eagle_losses
+from slow_recipes import draft_vocabulary, slow_eagle3_losses, slow_eagle_losses, total
 from teaching import loss_of, recipe_for, texts, train_batch_of
 from torch import nn
 
 from eagle.model.head import DraftHead
 from eagle.model.target import TargetModel
 from eagle.train.configure import head_config
-from eagle.train.heads import frequent_tokens, new_head
+from eagle.train.draft_vocabulary import frequent_tokens
+from eagle.train.heads import new_head
+from eagle.train.recipe import EAGLE, EAGLE3, Objective
 
 TOLERANCE = 1e-5
 ENTRIES = 9
@@ -94,8 +97,10 @@ def assert_same(head: DraftHead, loss: torch.Tensor, exact: DraftHead, exact_los
         assert (found[name] - gradient).abs().max() <= TOLERANCE * gradient.abs().max(), name
 
 
-def fast_loss(head: DraftHead, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None, steps: int = 1) -> Any:
-    recipe = recipe_for(head, target(), texts(ids_BT, mask_BT), len(ids_BT), steps)
+def fast_loss(
+    head: DraftHead, ids_BT: torch.Tensor, mask_BT: Any = None, steps: int = 1, objective: Objective | None = None
+) -> Any:
+    recipe = recipe_for(head, target(), texts(ids_BT, mask_BT), len(ids_BT), steps, objective=objective)
     return loss_of(recipe, train_batch_of(recipe, [[row] for row in range(len(ids_BT))], seed=7))
 
 
@@ -103,15 +108,21 @@ def masks_of(ids_BT: torch.Tensor, mask_BT: torch.Tensor | None) -> list[Any]:
     return [None] * len(ids_BT) if mask_BT is None else list(mask_BT)
 
 
-def assert_eagle_same(head: DraftHead, ids_BT: torch.Tensor, mask_BT: torch.Tensor | None = None) -> None:
-    loss = fast_loss(head, ids_BT, mask_BT)
+def noise(row: int, entries: int, width: int, size: float) -> torch.Tensor:
+    """Return the noise [S, F] of a row of `fast_loss`."""
+    return (torch.rand(entries, width, generator=torch.Generator().manual_seed(7 + row)) * 2 - 1) * size
+
+
+def assert_eagle_same(head: DraftHead, ids_BT: torch.Tensor, mask_BT: Any = None, objective: Objective = EAGLE) -> None:
+    loss = fast_loss(head, ids_BT, mask_BT, objective=objective)
     exact = copy.deepcopy(head).double()
-    losses = []
+    losses: list[list[torch.Tensor]] = [[] for _ in range(objective.steps)]
     for row, (ids_T, mask_T) in enumerate(zip(ids_BT, masks_of(ids_BT, mask_BT), strict=True)):
-        shape = len(ids_T) - 1, head.config.hidden_size
-        noise_SF = (torch.rand(shape, generator=torch.Generator().manual_seed(7 + row)) * 2 - 1) * 0.1
-        losses += slow_eagle_losses(exact, exact_base(), ids_T, noise_SF, counted(ids_T, mask_T))
-    assert_same(head, loss, exact, mean(losses))
+        noise_SF = noise(row, len(ids_T) - 1, head.config.hidden_size, objective.noise)
+        weights = objective.steps, objective.feature_weight, objective.tv_weight
+        found = slow_eagle_losses(exact, exact_base(), ids_T, noise_SF, counted(ids_T, mask_T), *weights)
+        losses = [step + more for step, more in zip(losses, found, strict=True)]
+    assert_same(head, loss, exact, total(losses, objective.decay))
 
 
 def slow_eagle3(
@@ -127,7 +138,7 @@ def slow_eagle3(
 def assert_eagle3_same(head: DraftHead, ids_BT: torch.Tensor, steps: int, mask_BT: torch.Tensor | None = None) -> None:
     loss = fast_loss(head, ids_BT, mask_BT, steps)
     exact = copy.deepcopy(head).double()
-    assert_same(head, loss, exact, eagle3_total(slow_eagle3(exact, ids_BT, steps, mask_BT)))
+    assert_same(head, loss, exact, total(slow_eagle3(exact, ids_BT, steps, mask_BT)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -227,3 +238,33 @@ def test_eagle_loss_of_tokens_in_the_mask():
 
 def test_eagle3_loss_of_tokens_in_the_mask():
     assert_eagle3_same(head_of("eagle3"), sequences(1), 4, torch.tensor([MASK]))
+
+
+CHANGES = {
+    "training-time test": {"steps": 3},
+    "training-time test without a feature loss": {"steps": 3, "feature_weight": 0.0, "decay": 1.0},
+    "no noise": {"noise": 0.0},
+    "total variation": {"tv_weight": 0.9, "feature_weight": 0.3},
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_eagle_loss_of_other_objectives(changes):
+    assert_eagle_same(head_of("eagle"), sequences(2), objective=replace(EAGLE, **CHANGES[changes]))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"decay": 0.5}, {"noise": 0.2}, {"feature_weight": 2.0}, {"tv_weight": 0.9}, {"tv_weight": 1.0}],
+    ids=str,
+)
+@pytest.mark.parametrize("flag", ["", "norm_output"])
+def test_eagle3_loss_of_other_objectives(changes, flag):
+    objective = replace(EAGLE3, steps=3, **changes)
+    head, (ids_T,) = head_of("eagle3", **{flag: True} if flag else {}), sequences(1)
+    loss = fast_loss(head, ids_T[None], objective=objective)
+    exact = copy.deepcopy(head).double()
+    noise_SF = noise(0, ENTRIES, 3 * head.config.hidden_size, objective.noise)
+    weights = objective.feature_weight, objective.tv_weight
+    losses = slow_eagle3_losses(exact, exact_base(), ids_T, 3, counted(ids_T), noise_SF, *weights)
+    assert_same(head, loss, exact, total(losses, objective.decay))

@@ -1,12 +1,19 @@
 """Settings of a run: a file says values, never flags; every number is one that can be computed with."""
 
 import math
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
 
+import eagle.data
+from eagle import cli
+from eagle.ge_data import allocation
+from eagle.train import configure
 from eagle.train.settings import Settings, parse
+from eagle.traineagle3 import main as traineagle3
 
 NAN, INF = float("nan"), float("inf")
 KINDS = get_type_hints(Settings)
@@ -65,6 +72,31 @@ def test_numbers_are_judged_whoever_makes_the_settings(name, value):
 def test_a_switch_is_true_or_false(name, value):
     with pytest.raises(ValueError, match=f"{name}=.* must be True or False"):
         Settings(kind="eagle3", **{name: value})
+
+
+def test_target_and_head_have_one_name_each_and_the_former_ones_still_work(tmp_path):
+    wanted = Settings(base_model_path="BASE", ea_model_path="HEAD")
+    for target in ("--base-model-path", "--base_model_path", "--basepath"):
+        for head in ("--ea-model-path", "--ea_model_path", "--init_from", "--init-from"):
+            assert parse([target, "BASE", head, "HEAD"], "x", "y") == wanted
+            (file := tmp_path / "run.yaml").write_text(f"{target[2:]}: BASE\n{head[2:]}: HEAD\n")
+            assert parse(["--config", str(file)], "x", "y") == replace(wanted, config=str(file))
+
+
+@pytest.mark.parametrize(
+    ("made", "former", "rest"),
+    [
+        (sys.modules[eagle.data.main.__module__].parser, "--tokenizer", ["x", "--out", "y"]),
+        (allocation.parser, "--basepath", ["--outdir", "y"]),
+        (configure.parser, "--basepath", ["--out", "y"]),
+        (traineagle3.parser, "--basepath", ["--trainpath", "x", "--savedir", "y"]),
+        (cli.parser, "--base", ["doctor"]),
+    ],
+    ids=["data", "ge_data", "configure", "traineagle3", "doctor"],
+)
+def test_every_command_calls_the_target_by_one_name(made, former, rest):
+    for flag in ("--base-model-path", former):
+        assert made().parse_args([*rest, flag, "BASE"]).base_model_path == "BASE"
 
 
 def test_choices_are_judged_too():

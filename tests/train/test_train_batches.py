@@ -1,6 +1,5 @@
 """What a run is taught and begins with: rows and their noise, the target's word, new heads, metrics."""
 
-import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +17,17 @@ from eagle.model.target import TargetModel
 from eagle.train import loop
 from eagle.train.checkpoints import Checkpoints, RunPoint
 from eagle.train.configure import head_config
+from eagle.train.draft_vocabulary import DraftVocabulary
 from eagle.train.heads import config_of, first_head, new_head
 from eagle.train.loop import shares
-from eagle.train.main import run_of
 from eagle.train.progress import Progress
+from eagle.train.recipe import Objective
+from eagle.train.run import run_of
 from eagle.train.settings import Settings
 from eagle.train.sources import batched, source
 
 CPU = torch.device("cpu")
-SMALL = {"bs": 4, "lr": 0.01, "warmup_steps": 2, "ttt_length": 3, "log_every": 1}
+SMALL = {"head_dtype": "float32", "bs": 4, "lr": 0.01, "warmup_steps": 2, "ttt_length": 3, "log_every": 1}
 
 
 def test_every_row_has_noise_of_its_own_in_every_step_and_with_every_seed():
@@ -49,6 +50,25 @@ def test_rows_and_their_noise_are_the_same_however_a_step_is_divided(bs, parts, 
     assert len(found) == parts * processes and all(len(own) == len(seeds) == bs for own, seeds in found)
     pairs = {seed: row for own, seeds in found for row, seed in zip(own, seeds, strict=True)}
     assert pairs == dict(zip(range(36, 48), [*rows, [], []], strict=True))
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_the_noise_of_a_row_is_its_own_seed_s_whatever_else_is_in_its_batch(monkeypatch, kind):
+    monkeypatch.setattr("eagle.train.recipe.NOISE_ENTRIES", 8)
+    target = TargetModel(base_model("llama"))
+    objective = Objective(noise=0.25)
+    recipe = recipe_for(random_head(target.model, kind), target, random_texts(13, 20, 30), 3, objective=objective)
+
+    def noise(rows: list[int]) -> list[torch.Tensor]:
+        batch = recipe.teacher[0].train_batch([[row] for row in rows], [7 + row for row in rows])
+        return [noisy - true for noisy, true in zip(recipe.features(batch), batch.features_BSF, strict=True)]
+
+    together, drawn = noise([0, 1, 2]), torch.tensor(0.0)
+    for row, (alone,) in ((row, noise([row])) for row in range(3)):
+        torch.testing.assert_close(together[row][: len(alone)], alone, rtol=0, atol=1e-5)
+        drawn = torch.stack([drawn, alone.abs().max()]).max()
+    assert 0.24 < drawn <= 0.2501
+    assert not torch.allclose(together[0], together[1], atol=0.01)
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 3), (1.5, 5), (0.01, 1)])
@@ -114,8 +134,8 @@ def test_tokens_outside_the_loss_are_not_drafted_for_being_frequent(tmp_path):
     data = data_folder(tmp_path / "masked", texts(ids, ids >= 30), str(tmp_path / "base"))
     settings = Settings(kind="eagle3", tmpdir=str(data), cpdir=first["cpdir"])
     opened = source(settings, CPU)
-    assert opened.counts().nonzero()[0].tolist() == [30, 31, 32]
-    head = first_head(replace(settings, draft_vocab_size=3), opened.config, opened.counts, opened.output_VD)
+    tokens = DraftVocabulary(opened.texts, opened.config.vocab_size).tokens
+    head = first_head(replace(settings, draft_vocab_size=3), opened.config, tokens, opened.output_VD)
     assert head.target_ids(torch.arange(3)).tolist() == [30, 31, 32]
     assert torch.equal(head.lm_head.weight, opened.output_VD[30:33])
 
@@ -123,9 +143,9 @@ def test_tokens_outside_the_loss_are_not_drafted_for_being_frequent(tmp_path):
 def test_the_target_is_the_one_that_is_named_in_the_dtype_that_is_named_and_learns_nothing(tmp_path):
     settings = Settings(**school(tmp_path))
     base_model("mistral").save_pretrained(tmp_path / "other")
-    opened = source(replace(settings, basepath=str(tmp_path / "other"), dtype="bfloat16"), CPU)
+    opened = source(replace(settings, base_model_path=str(tmp_path / "other"), dtype="bfloat16"), CPU)
     assert (opened.basepath, opened.config.model_type) == (str(tmp_path / "other"), "mistral")
-    assert (opened.dtype, opened.target.model.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert opened.target.model.dtype == torch.bfloat16
     assert not any(weight.requires_grad for weight in opened.target.model.parameters())
 
 
@@ -173,14 +193,6 @@ def test_features_on_disk_make_the_logits_of_their_target(tmp_path, name):
     torch.testing.assert_close(stored.embed(ids), target.embed(ids))
     with torch.autocast("cpu", torch.bfloat16):
         assert stored.output_logits(hidden).dtype == target.output_logits(hidden).dtype == torch.float32
-
-
-def test_a_head_taught_by_features_is_written_in_their_target_s_dtype(tmp_path):
-    settings = Settings(**school(tmp_path))
-    copy.deepcopy(base_model("llama")).bfloat16().save_pretrained(tmp_path / "base")
-    features = str(tmp_path / "features")
-    allocation.main(["--outdir", features, "--data", str(settings.tmpdir), "--kind", "eagle", "--dtype", "float32"])
-    assert source(replace(settings, tmpdir=features), CPU).dtype == torch.bfloat16
 
 
 def test_a_bias_of_the_target_s_output_is_in_the_logits_of_its_features(tmp_path):

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from architectures import VOCABULARY, base_model
 from pairs import random_head
 from places import PAIR
+from refusals import assert_refused_in_words
 from safetensors.torch import load_file
 from teaching import (
     data_folder,
@@ -36,15 +37,27 @@ from eagle.model.dialects.checkpoint import read_config, save_head
 from eagle.model.drafter import Drafter
 from eagle.model.target import TargetModel
 from eagle.train import loop
-from eagle.train.configure import head_config
-from eagle.train.heads import frequent_tokens, new_head
-from eagle.train.losses import cross_entropy, smooth_l1
-from eagle.train.main import main, run_of
+from eagle.train.configure import as_published, head_config
+from eagle.train.draft_vocabulary import frequent_tokens
+from eagle.train.heads import new_head
+from eagle.train.losses import smooth_l1, token_loss
+from eagle.train.main import main
+from eagle.train.recipe import EAGLE, EAGLE3, Objective, objective_of
+from eagle.train.run import run_of
 from eagle.train.settings import Settings
 from eagle.train.training_time_test import training_time_test
 from eagle.traineagle3.main import main as by_the_reference
 
-SMALL = {"bs": 4, "max_steps": 8, "lr": 0.01, "warmup_steps": 2, "save_every": 3, "log_every": 1, "ttt_length": 3}
+SMALL = {
+    "head_dtype": "float32",
+    "bs": 4,
+    "max_steps": 8,
+    "lr": 0.01,
+    "warmup_steps": 2,
+    "save_every": 3,
+    "log_every": 1,
+    "ttt_length": 3,
+}
 
 
 def settings(folder: Path, **changes: object) -> Settings:
@@ -97,17 +110,39 @@ def test_cross_entropy_is_summed_over_what_counts_in_chunks_of_any_size(monkeypa
     for chunk in (1, 3, 7, 100):
         monkeypatch.setattr("eagle.train.losses.CHUNK", chunk)
         arguments = (lambda h: h @ matrix), [matrix], (lambda rows: wanted[rows]), weight, answers, sharded
-        loss, right = cross_entropy(hidden, *arguments)
+        loss, right = token_loss(hidden, *arguments)
         torch.testing.assert_close(loss, exact)
         torch.testing.assert_close(torch.autograd.grad(3 * loss, [hidden, matrix]), gradients)
         assert torch.equal(right, (hidden @ matrix).argmax(-1) == answers)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_gradient_of_total_variation_is_that_of_autograd(monkeypatch, share, sharded):
+    generator = torch.Generator().manual_seed(0)
+    hidden, matrix, wanted = (
+        torch.randn(size, generator=generator, dtype=torch.float64) for size in ((2, 7, 5), (5, 9), (7, 9))
+    )
+    hidden, matrix, wanted = hidden.requires_grad_(), matrix.requires_grad_(), wanted.softmax(-1)
+    weight = torch.rand(2, 7, generator=generator, dtype=torch.float64)
+    likely = (hidden @ matrix).log_softmax(-1)
+    rejected = (wanted - likely.exp()).abs().sum(-1) / 2
+    exact = (weight * ((share - 1) * (wanted * likely).sum(-1) + share * rejected)).sum()
+    gradients = torch.autograd.grad(3 * exact, [hidden, matrix])
+    for chunk in (3, 100):
+        monkeypatch.setattr("eagle.train.losses.CHUNK", chunk)
+        arguments = [matrix], (lambda rows: wanted[rows]), weight, torch.zeros(7, dtype=torch.int64), sharded
+        loss, _ = token_loss(hidden, lambda h: h @ matrix, *arguments, tv_weight=share)
+        torch.testing.assert_close(loss, exact, rtol=1e-12, atol=0)
+        found = torch.autograd.grad(3 * loss, [hidden, matrix])
+        torch.testing.assert_close(found, gradients, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
 def test_without_entries_the_loss_is_zero_and_so_are_the_gradients(sharded):
     hidden, matrix = torch.zeros(2, 0, 5, requires_grad=True), torch.ones(5, 9, requires_grad=True)
     nothing = torch.zeros(2, 0), torch.zeros(0, dtype=torch.int64), sharded
-    loss, right = cross_entropy(hidden, lambda h: h @ matrix, [matrix], lambda rows: torch.zeros(0, 9), *nothing)
+    loss, right = token_loss(hidden, lambda h: h @ matrix, [matrix], lambda rows: torch.zeros(0, 9), *nothing)
     loss.backward()
     assert loss == 0 and right.shape == (2, 0) and matrix.grad is not None and not matrix.grad.any()
 
@@ -194,7 +229,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_weights(tmp_path, kind, m
 def test_a_run_killed_at_any_point_ends_with_the_same_weights(tmp_path):
     first = settings(tmp_path, kind="eagle3", max_steps=120, save_every=10, log_every=10)
     command = [sys.executable, "-m", "eagle.train.main", "--kind", "eagle3", "--tmpdir", str(first.tmpdir)]
-    for name in ("bs", "max_steps", "lr", "warmup_steps", "save_every", "log_every", "ttt_length"):
+    for name in ("bs", "max_steps", "lr", "warmup_steps", "save_every", "log_every", "ttt_length", "head_dtype"):
         command += [f"--{name}", str(getattr(first, name))]
     run_of(first)
     killed, one_thread = tmp_path / "killed", {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -240,7 +275,8 @@ def test_one_batch_is_learnt_by_heart_and_then_every_draft_is_accepted(tmp_path,
     said = base.generate(prompt, max_new_tokens=36, do_sample=False, eos_token_id=None, pad_token_id=0)
     assert len(set(said[0].tolist())) > 8, "a repetition is easily learnt"
     data = data_folder(tmp_path / "data", texts(said), str(tmp_path / "base"))
-    sizes = {"bs": 1, "max_steps": 300, "lr": 0.01, "warmup_steps": 10, "ttt_length": 5, "max_grad_norm": 10.0}
+    sizes = {"bs": 1, "max_steps": 300, "lr": 0.01, "warmup_steps": 10, "max_grad_norm": 10.0}
+    sizes |= {"ttt_length": 5} if kind == "eagle3" else {}
     run_of(Settings(kind=kind, tmpdir=str(data), cpdir=str(tmp_path / "head"), save_every=1000, log_every=1, **sizes))
     losses = losses_of(tmp_path / "head")
     assert losses[-1] < (0.03 if kind == "eagle" else 0.02) * losses[0]  # EAGLE-1/2 reads noise, too
@@ -319,7 +355,7 @@ def test_the_best_head_by_acceptance_length_is_the_one_that_is_kept(tmp_path, mo
     taus = iter([2.0, 3.0, 1.0])
     kept = {}
 
-    def decode(base, path, head, prompts, settings):
+    def decode(base, path, head, prompts, settings, stopped):
         tau = next(taus)
         kept[tau] = weights_of(head)
         return [int(tau) - 1] * 10
@@ -348,7 +384,7 @@ def test_the_acceptance_length_while_training_is_that_of_decoding_with_the_head(
 def test_training_goes_on_from_a_head_and_keeps_its_draft_vocabulary(tmp_path):
     first = settings(tmp_path, kind="eagle3", draft_vocab_size=20, max_steps=3, fc_norm=True)
     run_of(first)
-    further = again(first, "further", init_from=first.cpdir, draft_vocab_size=None, fc_norm=False, lr=1e-6)
+    further = again(first, "further", ea_model_path=first.cpdir, draft_vocab_size=None, fc_norm=False, lr=1e-6)
     data = data_folder(tmp_path / "other", random_texts(*([30] * 8), seed=5), str(tmp_path / "base"))
     run_of(replace(further, tmpdir=str(data)))
     before, after = weights_of(first.cpdir), weights_of(further.cpdir)
@@ -434,15 +470,60 @@ def test_flags_win_over_the_file_and_unknown_names_are_refused(tmp_path, capsys)
         ({"kind": "eagle3", "draft_vocab_size": 1}, "draft_vocab_size=1 must be at least 2"),
         ({"kind": "eagle", "draft_vocab_size": 5, "fc_norm": True}, "draft_vocab_size, fc_norm: EAGLE-3's alone"),
         (
-            {"kind": "eagle3", "init_from": "x", "tap_layers": [1, 2, 3]},
-            "tap_layers: the head of init_from='x' has its",
+            {"kind": "eagle3", "ea_model_path": "x", "tap_layers": [1, 2, 3]},
+            "tap_layers: the head of ea_model_path='x' has its",
         ),
         ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
+        ({"ttt_length": 0}, "ttt_length=0 must be at least 1"),
+        ({"tv_weight": 1.5}, "tv_weight=1.5 must be from 0 to 1"),
+        ({"feature_noise": -0.1}, "feature_noise=-0.1 must be 0 or more"),
+        ({"feature_weight": -1.0}, "feature_weight=-1.0 must be 0 or more"),
+        ({"kind": "eagle3", "ttt_decay": 0.0}, "ttt_decay=0.0 must be above 0 and at most 1"),
+        ({"kind": "eagle", "ttt_decay": 0.9}, "ttt_decay=0.9: there is one step"),
+        ({"kind": "eagle3", "ttt_length": 1, "ttt_decay": 0.9}, "ttt_decay=0.9: there is one step"),
+        ({"kind": "eagle3", "lm_head_lr": 0.0}, "lm_head_lr=0.0 must be above 0"),
+        ({"kind": "eagle", "lm_head_lr": 0.1}, "lm_head_lr=0.1: an EAGLE-1/2 head has no output matrix"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         Settings(**changes)
+
+
+def test_without_settings_the_objectives_are_the_papers_and_each_setting_changes_its_own_part():
+    assert objective_of(Settings(kind="eagle")) == EAGLE
+    assert objective_of(Settings(kind="eagle3")) == EAGLE3
+    chosen = {"ttt_length": 4, "ttt_decay": 1, "feature_weight": 0, "tv_weight": 0.9, "feature_noise": 0}
+    parts = {"steps": 4, "decay": 1, "feature_weight": 0, "tv_weight": 0.9, "noise": 0}
+    assert objective_of(Settings(kind="eagle", **chosen)) == Objective(**parts, token_weight=0.1)
+    assert objective_of(Settings(kind="eagle3", **chosen)) == Objective(**parts, token_weight=1)
+
+
+def test_a_head_narrower_than_its_target_has_no_features_to_compare(tmp_path):
+    base = base_model("llama").config
+    config = head_config("eagle3", base, hidden_size=base.hidden_size // 2)
+    (tmp_path / "config.json").write_text(json.dumps(as_published("eagle3", config)))
+    narrow = settings(tmp_path, kind="eagle3", configpath=str(tmp_path / "config.json"), feature_weight=1.0)
+    assert_refused_in_words(lambda: run_of(narrow), "feature_weight=1.0: a head of width 16 .* width 32")
+
+
+def test_stored_logits_leave_no_features_to_compare(tmp_path):
+    first = settings(tmp_path, kind="eagle3", feature_weight=1.0)
+    features = str(tmp_path / "features")
+    allocation.main(["--outdir", features, "--data", str(first.tmpdir), "--kind", "eagle3", "--top-logits", "4"])
+    run = replace(first, tmpdir=features)
+    assert_refused_in_words(lambda: run_of(run), "instead of last hidden states, which feature_weight=1.0")
+
+
+def test_a_head_learns_from_what_the_last_layer_puts_out_and_says_so(tmp_path):
+    first = settings(tmp_path, kind="eagle3", tap_layers=[2, 7], max_steps=2)
+    run_of(first)
+    assert read_config(first.cpdir).tap_layers == [2, 7]
+    model = EaModel(None, base_model("llama"), "none", first.cpdir, total_token=10)
+    ids = torch.tensor([[5, 6, 7]])
+    want = model.base_model.generate(ids, max_new_tokens=20, do_sample=False, pad_token_id=0)
+    assert len(model.target.layers) == 7 and model._taps == (2, 7)
+    assert torch.equal(model.eagenerate(ids, max_new_tokens=20), want)
 
 
 def test_data_of_a_larger_vocabulary_than_the_target_s_is_refused(tmp_path):
@@ -478,7 +559,7 @@ def test_stored_logits_teach_as_much_as_they_hold(tmp_path):
     first = settings(tmp_path, kind="eagle3", draft_vocab_size=30, max_steps=1)
     run_of(first)
     # All go on from one head: without the target's output matrix a new one begins with another.
-    on_line = again(first, "on line", init_from=first.cpdir, draft_vocab_size=None, max_steps=6, lr=1e-3)
+    on_line = again(first, "on line", ea_model_path=first.cpdir, draft_vocab_size=None, max_steps=6, lr=1e-3)
     run_of(on_line)
     losses = []
     for count in (VOCABULARY, 20):
@@ -511,7 +592,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path, monkeypatch):
     (tmp_path / "head.yaml").write_text("hidden: 3")
     for changes, words in (
         ({"configpath": str(tmp_path / "head.yaml")}, "head.yaml is no JSON"),
-        ({"basepath": str(tmp_path / "data")}, "the target .*data cannot be loaded"),
+        ({"base_model_path": str(tmp_path / "data")}, "the target .*data cannot be loaded"),
         ({"target_device_map": "cuda:7"}, "the target .*base cannot be loaded"),
         ({"testpath": str(tmp_path / "none")}, "none holds no data.json"),
     ):
@@ -528,16 +609,6 @@ def test_what_cannot_be_done_here_is_refused(tmp_path, monkeypatch):
     if not torch.accelerator.is_available():
         with pytest.raises(ValueError, match="'fp16' needs an accelerator"):
             run_of(replace(first, mixed_precision="fp16"))
-
-
-def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, caplog):
-    def interrupted(settings):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("eagle.train.main.run_of", interrupted)
-    with caplog.at_level("INFO"):
-        assert main(["--tmpdir", "x", "--cpdir", "y"]) == 130
-    assert "the same command goes on after its last checkpoint" in caplog.text
 
 
 def test_a_disk_that_is_full_is_named_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
@@ -606,9 +677,7 @@ def test_many_entries_do_not_lose_the_gradient_in_half_precision():
     for dtype in (torch.float32, torch.float16):
         mine = hidden.detach().requires_grad_()
         project = lambda h, dtype=dtype: h.to(dtype) @ matrix.to(dtype)  # noqa: E731
-        loss, _ = cross_entropy(
-            mine, project, [], lambda rows: wanted[rows], weight, torch.zeros(50, dtype=torch.int64)
-        )
+        loss, _ = token_loss(mine, project, [], lambda rows: wanted[rows], weight, torch.zeros(50, dtype=torch.int64))
         (loss * 65536).backward()
         gradients.append(mine.grad)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0.05, atol=1e-4)

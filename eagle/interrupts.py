@@ -1,0 +1,67 @@
+"""Ctrl-C as one line: while libraries are being loaded, and where a command has nothing to say of it.
+
+A command that can say what it has saved catches `KeyboardInterrupt` itself.
+"""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+STATUS = 130
+BEFORE = b"interrupted before any work: the same command begins anew\n"
+
+
+def leave(*_: Any) -> None:
+    """End at once: libraries that are being loaded take an exception for anything but Ctrl-C."""
+    os.write(2, BEFORE)
+    os._exit(STATUS)
+
+
+def expect() -> None:
+    """Leave at any Ctrl-C from here on, unless it is ignored, as in the background of a shell."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, leave)
+
+
+def run(command: Callable[[], int]) -> int:
+    """Run a command, which from here on is told of Ctrl-C; return its exit status."""
+    try:
+        if signal.getsignal(signal.SIGINT) is leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        status = command()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is written and said
+    except KeyboardInterrupt:
+        leave()
+    return status
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Keep Ctrl-C back; processes that are begun meanwhile never hear of it, unless they say `hear`."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hear() -> None:
+    """End without a word at Ctrl-C, in a process that was begun in `held_back`."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def say(saved: str, module: str, arguments: Sequence[str] | None) -> int:
+    """Say what is saved and how to go on; return the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+    again = shlex.join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
+    sys.stderr.write(f"interrupted: {saved}; to go on: {again}\n")
+    return STATUS
