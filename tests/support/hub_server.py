@@ -59,7 +59,11 @@ class HubHandler(BaseHTTPRequestHandler):
                 entry = json.loads(line)
                 if entry["key"] == "file":
                     self.server.pushed[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-            answer = {"commitOid": COMMIT, "commitUrl": f"http://{self.headers['host']}/someone/head/commit/{COMMIT}", "success": True}
+            answer = {
+                "commitOid": COMMIT,
+                "commitUrl": f"http://{self.headers['host']}/someone/head/commit/{COMMIT}",
+                "success": True,
+            }
         else:
             answer = {}
         self._answer(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
