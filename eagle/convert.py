@@ -22,8 +22,9 @@ from eagle.model.dialects.keys import Verifier
 from eagle.model.dialects.layouts import LAYOUTS, check_layout, write_layout
 from eagle.model.dialects.publish import push_folder
 from eagle.model.dialects.speculators import SPECULATORS
+from eagle.model.dialects.token_maps import head_tokens
 from eagle.model.dialects.weights import HUB_KEYWORDS, read_tensor, read_weights
-from eagle.model.head import DraftHead
+from eagle.model.head import DraftHead, EagleHead
 from eagle.model.support.loading import load_base
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,8 @@ def convert_head(
         getattr(target, "max_position_embeddings", None),
         embeddings_VD,
     )
-    folder = write_layout(built, str(out), to, verifier, target, source=head, here=push_to_hub)
+    tokens = head_tokens(head, **hub) if isinstance(built, EagleHead) else None
+    folder = write_layout(built, str(out), to, verifier, target, source=head, here=push_to_hub, tokens=tokens)
     if push_to_hub is not None:
         push_folder(folder, push_to_hub, private=private, token=hub.get("token"))
     return folder

@@ -15,7 +15,7 @@ ORDER = """
     eagle: files interrupts chat
     eagle.model: kinds choices tree configs stats sampling cache_layer kv_cache verify head
     eagle.model.dialects: weights keys safeailab specforge angelslim model_optimizer speculators vllm_eagle known
-    eagle.model.dialects: fields vocabulary checkpoint layouts publish
+    eagle.model.dialects: fields vocabulary token_maps checkpoint layouts publish
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
     eagle.model: target target_features draft_state draft_window drafter cache_reuse request_state walk step
     eagle.model.adaptive: costs profile cost_file trees prepared chooser
@@ -23,7 +23,7 @@ ORDER = """
     eagle.model.graphs: static_cache static_draft_state device_step pool replay
     eagle.model.call: inputs settings prepare reference output facade
     eagle.model.checks: self_check diagnosis openings chains head_diagnosis
-    eagle.model: utils pair ea_model
+    eagle.model: utils draft_vocabulary pair ea_model
     eagle.data: answers rows sources samples tensor_files shards folder writer features batches
     eagle.data: answer_file answer_rules dialogues interview continuous batched regenerate endpoint processes
     eagle.data: author_choice maker preparation command __main__
@@ -32,7 +32,7 @@ ORDER = """
     eagle.train: heads teachers sources
     eagle.train: ttt_attention training_time_test losses recipe
     eagle.train: precision distributed progress checkpoints export checkpoint_head acceptance loop run main
-    eagle.train: main_deepspeed
+    eagle.train: main_deepspeed token_map
     eagle.traineagle3: main
     eagle.evaluation: synthetic prompts pairs methods model_meter measure report curve_points plots
     eagle.evaluation: bench curves memory conversation processor spec_bench

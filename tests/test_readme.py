@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from pairs import ea_model
-from places import PAIR, ROOT
+from places import PAIR, ROOT, environment
 
 from eagle import EaModel
 
@@ -36,7 +36,7 @@ def test_the_snippet_runs_as_written():
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
     )
     assert done.returncode == 0, done.stderr
     assert "τ" in done.stdout
@@ -49,7 +49,7 @@ def test_the_page_on_generate_runs_as_written_and_prints_what_it_says():
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment(),
     )
     assert done.returncode == 0, done.stderr
     for printed in code_blocks("text", page):

@@ -2,13 +2,12 @@
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
-from places import PAIR, ROOT
+from places import PAIR, ROOT, environment
 
 from eagle.evaluation.bench import load_pair, main, measure, methods, read_prompts
 from eagle.evaluation.prompts import batched
@@ -20,6 +19,12 @@ def pair():
     return load_pair(PAIR)
 
 
+def prompts_of(pair, count: int, kind: str | None = None) -> list[torch.Tensor]:
+    """Return prompts [1, S] of the shipped file where the base model is."""
+    base, tokenizer, _ = pair
+    return [ids.to(base.device) for ids in read_prompts(PAIR / "prompts.jsonl", tokenizer, count, kind)]
+
+
 def test_all_files_together_stay_under_40_megabytes():
     shipped = [path for path in PAIR.rglob("*") if path.is_file() and path.name != "training.pt"]
     assert sum(path.stat().st_size for path in shipped) < 40e6
@@ -27,8 +32,8 @@ def test_all_files_together_stay_under_40_megabytes():
 
 @pytest.mark.parametrize("kind", ["held_out", "other"])
 def test_drafts_are_accepted_and_ids_equal_generate(pair, kind):
-    base, tokenizer, models = pair
-    prompts = read_prompts(PAIR / "prompts.jsonl", tokenizer, 5, kind)
+    base, _, models = pair
+    prompts = prompts_of(pair, 5, kind)
     rows = {row.name: row for row in measure(methods(base, models), batched(prompts), 64, 1)}
     assert all(row.ids_equal for row in rows.values())
     assert rows["plain decoding"].acceptance_length == 1.0
@@ -37,8 +42,8 @@ def test_drafts_are_accepted_and_ids_equal_generate(pair, kind):
 
 
 def test_seeded_samples_equal_generate(pair):
-    base, tokenizer, models = pair
-    (ids,) = read_prompts(PAIR / "prompts.jsonl", tokenizer, 1)
+    base, _, models = pair
+    (ids,) = prompts_of(pair, 1)
     torch.manual_seed(1)
     want = base.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=0.8, top_k=0, top_p=0.9, max_new_tokens=48
@@ -49,11 +54,10 @@ def test_seeded_samples_equal_generate(pair):
 
 
 def test_a_padded_batch_equals_generate(pair):
-    base, tokenizer, models = pair
-    rows = [ids[0].tolist() for ids in read_prompts(PAIR / "prompts.jsonl", tokenizer, 3)]
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    base, _, models = pair
+    (prompt,) = batched(prompts_of(pair, 3), 3)
+    ids, mask = prompt.ids_BS, prompt.mask_BS
+    assert not mask.all()
     want = base.generate(ids, attention_mask=mask, max_new_tokens=48, pad_token_id=0)
     for model in models.values():
         assert torch.equal(model.eagenerate(ids, attention_mask=mask, max_new_tokens=48), want)
@@ -81,7 +85,7 @@ def test_the_demo_colours_drafts_and_reports_equal_ids():
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "FORCE_COLOR": "1", "PYTHONPATH": str(ROOT)},
+        env=environment(FORCE_COLOR="1"),
     )
     assert "\033[32m" in done.stdout
     rows = [line for line in done.stdout.splitlines() if line.endswith(" yes")]

@@ -57,7 +57,7 @@ def prepare(
 
     Raises:
         FileNotFoundError, ImportError: see `eagle.data.sources.read`, `eagle.chat.choose_template` and
-            `eagle.data.regenerate.AnswerGenerator`.
+            `eagle.data.author_choice.author_of`.
         ValueError: sources without a usable row, a bad row with `strict`, conversations without a template, a folder
             made with other settings or of other rows, a length below its least value, or a target that cannot answer.
     """

@@ -3,7 +3,8 @@
     python -m eagle.evaluation.memory --base-model-path TARGET --ea-model-path HEAD
     python -m eagle.evaluation.memory --synthetic 850m --dtype bfloat16
 
-Resident memory before loading, after a call of a tiny pair that loads the libraries' own code, is subtracted. glibc is
+Memory before loading, after a call of a tiny pair that loads the libraries' own code, is subtracted: resident memory,
+or on a GPU what torch has allocated there. glibc is
 told to return what is freed at once: by default its heap keeps blocks of up to 32 MB for later, and the peak would
 also count what nobody holds. Terms:
 
@@ -27,7 +28,16 @@ import psutil
 import torch
 
 from eagle.evaluation.model_meter import PeakMemory
-from eagle.evaluation.pairs import add_pair_options, add_prompts, add_tree, at_least, check_pair, check_tree, opened
+from eagle.evaluation.pairs import (
+    add_pair_options,
+    add_prompts,
+    add_tree,
+    at_least,
+    check_pair,
+    check_tree,
+    device_of,
+    opened,
+)
 from eagle.evaluation.report import aligned, write_json
 from eagle.model.ea_model import EaModel
 from eagle.model.target import PREFILL_CHUNK
@@ -99,10 +109,11 @@ def return_freed_blocks() -> None:
 def measure(args: argparse.Namespace) -> Use:
     """Load the pair, generate once and return what that took."""
     return_freed_blocks()
-    process = psutil.Process()
     tiny = {"synthetic": "tiny", "base_model_path": None, "ea_model_path": None, "draft_vocabulary": None}
     call(argparse.Namespace(**{**vars(args), **tiny, "kind": args.kind if args.synthetic else None}), 64, 8)
-    before = 0 if torch.device(args.device or "cpu").type == "cuda" else process.memory_info().rss
+    device = device_of(args)
+    on_cuda = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_cuda else psutil.Process().memory_info().rss
     use, peak = call(args, args.prompt_length, args.new_tokens)
     return Use(use, peak - before)
 

@@ -100,9 +100,8 @@ def _generate(base: Any, name: str, temperature: float, **extra: Any) -> Method:
 
     def run(prompt: Prompt, new: int, streamer: BaseStreamer | None = None) -> torch.Tensor:
         config = GenerationConfig(max_new_tokens=new, eos_token_id=eos, pad_token_id=pad, **sampling, **extra)
-        return neutral.generate(
-            prompt.ids_BS, attention_mask=prompt.mask_BS, generation_config=config, streamer=streamer
-        )
+        ids_BS, mask_BS = prompt.ids_BS.to(base.device), prompt.mask_BS.to(base.device)
+        return neutral.generate(ids_BS, attention_mask=mask_BS, generation_config=config, streamer=streamer)
 
     def watch(prompt: Prompt, new: int, told: Told) -> torch.Tensor:
         return run(prompt, new, _FirstToken(told))

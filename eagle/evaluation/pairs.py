@@ -16,6 +16,7 @@ from eagle.evaluation.prompts import of_length, random_prompts, read_prompts
 from eagle.evaluation.synthetic import SHAPES, synthetic_eagle3_head, synthetic_eagle_head, synthetic_target
 from eagle.model.configs import tree_config
 from eagle.model.dialects.checkpoint import read_config, save_head
+from eagle.model.dialects.token_maps import write_token_map
 from eagle.model.ea_model import EaModel
 from eagle.model.support.loading import load_base
 
@@ -29,7 +30,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 class BenchPair:
     """A base model and the folders of its heads; a synthetic pair has no tokenizer, and its folder is temporary.
 
-    `options` are those of `EaModel` that say how both run (`compile`, `cuda_graphs`).
+    `options` are those of `EaModel` that say how both run (`compile`, `cuda_graphs`, `token_map`).
     """
 
     base: Any
@@ -60,7 +61,8 @@ def add_pair_options(parser: argparse.ArgumentParser, heads: Sequence[str] = TIN
     group.add_argument("--synthetic", choices=tuple(SHAPES), help="make a pair of this shape instead")
     group.add_argument("--kind", choices=("eagle", "eagle3"), help="of the synthetic pair (default: eagle)")
     group.add_argument("--noise", type=float, help="on the synthetic head: 0 accepts all, more accepts less")
-    group.add_argument("--draft-vocabulary", type=int, help="tokens that a synthetic EAGLE-3 head drafts")
+    group.add_argument("--draft-vocabulary", type=int, help="tokens that a synthetic head drafts")
+    group.add_argument("--no-token-map", action="store_true", help="EAGLE-1/2 heads draft from all tokens")
     group.add_argument("--dtype", choices=DTYPES, default="float32")
     group.add_argument("--device", help="default: cuda where there is one, else cpu")
     group.add_argument("--compile", action="store_true", help="pack linear layers for this processor (CPU)")
@@ -118,8 +120,6 @@ def check_pair(args: argparse.Namespace) -> None:
         raise ValueError("--base-model-path and --ea-model-path go together")
     if args.cuda_graphs and not torch.cuda.is_available():
         raise ValueError("--cuda-graphs: there is no CUDA device here")
-    if args.draft_vocabulary is not None and args.kind != "eagle3":
-        raise ValueError("--draft-vocabulary is EAGLE-3's: add --kind eagle3")
     at_least(0, args, "noise")
     at_least(1, args, "draft_vocabulary")
     if args.synthetic is not None:
@@ -140,12 +140,18 @@ def check_tree(total_tokens: Sequence[int], depth: int, top_k: int) -> None:
         tree_config(total_token, depth, top_k, 1.0)
 
 
+def device_of(args: argparse.Namespace) -> torch.device:
+    """Return where the pair runs: as asked, else on a GPU where there is one."""
+    return torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 @contextmanager
 def opened(args: argparse.Namespace) -> Iterator[BenchPair]:
     """Load or make the pair; models must be put together within the block."""
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = getattr(torch, args.dtype)
+    device, dtype = device_of(args), getattr(torch, args.dtype)
     options = {"compile": args.compile, "cuda_graphs": args.cuda_graphs}
+    if args.no_token_map:
+        options["token_map"] = False
     if args.synthetic is None:
         path = args.base_model_path or str(TINY_PAIR / "target")
         heads = tuple(args.ea_model_path or args.default_heads)
@@ -163,6 +169,8 @@ def _synthetic(args: argparse.Namespace, dtype: torch.dtype, device: torch.devic
     base = synthetic_target(SHAPES[args.synthetic], kind, generated=vocabulary, dtype=dtype, device=device)
     if kind == "eagle":
         save_head(synthetic_eagle_head(base, noise=args.noise or 0.0), folder)
+        if vocabulary is not None:
+            write_token_map(Path(folder), torch.arange(1, vocabulary + 1))
     else:
         save_head(synthetic_eagle3_head(base, draft_vocabulary=vocabulary, noise=args.noise or 0.0), folder)
     return BenchPair(base, f"synthetic {args.synthetic}", (folder,), None)

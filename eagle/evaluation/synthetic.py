@@ -52,6 +52,9 @@ class Shape:
 SHAPES = {
     "tiny": Shape(),
     "46m": Shape(hidden_size=640, heads=10, intermediate_size=1792, vocab_size=8192, max_positions=9216),
+    "135m": Shape(
+        hidden_size=576, layers=30, heads=9, kv_heads=3, intermediate_size=1536, vocab_size=49152, max_positions=8192
+    ),
     "850m": Shape(hidden_size=2048, layers=16, heads=32, kv_heads=8, intermediate_size=5632, vocab_size=4096),
     "7b": Shape(hidden_size=4096, layers=32, heads=32, kv_heads=32, intermediate_size=11008, vocab_size=32000),
     "8b": Shape(hidden_size=4096, layers=32, heads=32, kv_heads=8, intermediate_size=14336, vocab_size=128256),

@@ -230,6 +230,7 @@ class Generation:
     def _recompute(self, started: float) -> DecodeStep:
         """Run everything so far through the target anew, as transformers does when long frequencies set in."""
         stream = self.stream
+        stream.target.tell_of_switch()
         width = max(stream.cache.lengths) + 1
         stream.start(self._capacity, self.request.limit)
         mask = self.request.attention_mask_RS

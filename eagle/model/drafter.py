@@ -29,6 +29,12 @@ from eagle.model.tree import Candidates, DraftTree, StaticLevel, at_places, best
 logger = logging.getLogger(__name__)
 
 
+def likeliest(logits_BSW: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-probabilities and draft ids [B, S, count] of the likeliest tokens."""
+    top = logits_BSW.float().log_softmax(-1).topk(min(count, logits_BSW.shape[-1]), dim=-1)
+    return top.values, top.indices
+
+
 class Drafter(nn.Module):
     """Grows draft trees with a head.
 
@@ -226,18 +232,17 @@ class Drafter(nn.Module):
         """Return the embeddings [B, S, D] that the head reads: its own, or the target's."""
         return self._embed(tokens_BS)
 
-    def log_probabilities(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
-        """Return log-probabilities [B, S, W] over the draft vocabulary."""
+    def logits(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+        """Return logits [B, S, W] over the draft vocabulary, the head's own or the target's."""
         logits_BSW = self.head.logits(hidden_BSD)
         if logits_BSW is None:
             logits_BSW = self._output_logits(self.head.normed(hidden_BSD)).to(hidden_BSD.device)
-        return logits_BSW.float().log_softmax(-1)
+        return logits_BSW
 
     def _children(self, hidden_BSD: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return log-probabilities and target ids [B, S, count] of the likeliest next tokens."""
-        logp_BSW = self.log_probabilities(hidden_BSD)
-        top = logp_BSW.topk(min(count, logp_BSW.shape[-1]), dim=-1)
-        return top.values, self.head.target_ids(top.indices)
+        scores_BSK, draft_ids_BSK = likeliest(self.logits(hidden_BSD), count)
+        return scores_BSK, self.head.target_ids(draft_ids_BSK)
 
     def _grow(self, cache: BaseKVCache, hidden_BD: torch.Tensor, tree: TreeConfig) -> Candidates:
         """EAGLE-2: expand the k likeliest nodes of every level (arXiv 2406.16858 section 4.1)."""

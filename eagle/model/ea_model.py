@@ -5,6 +5,7 @@ is never changed.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,7 @@ from eagle.model.dialects.checkpoint import read_config, readable
 from eagle.model.dialects.keys import Verifier
 from eagle.model.dialects.layouts import write_layout
 from eagle.model.dialects.publish import push_folder
+from eagle.model.dialects.token_maps import asked_tokens
 from eagle.model.dialects.weights import HUB_KEYWORDS
 from eagle.model.drafter import Drafter
 from eagle.model.graphs.pool import graph_pool
@@ -39,6 +41,8 @@ from eagle.model.stats import GenerationStats
 from eagle.model.support.gradients import without_gradients
 from eagle.model.support.loading import load_base, load_tokenizer
 
+# A token map may come from a repository of its own, which has other revisions.
+MAP_KEYWORDS = tuple(name for name in HUB_KEYWORDS if name != "revision")
 TOKENIZER_KEYWORDS = (*HUB_KEYWORDS, "trust_remote_code")
 
 
@@ -59,6 +63,9 @@ class EaModel(Facade, nn.Module):
         tree: "dynamic" (EAGLE-2 and 3), "static" (EAGLE-1), or a list of root-to-node paths.
         capture_layers: layers whose inputs an EAGLE-3 head reads, in place of those that its configuration names; n of
             a base of n layers is its last layer's output.
+        token_map: tokens that an EAGLE-1/2 head drafts, so that draft levels multiply less of the output matrix: their
+            ids, a file of them (`token_map.pt`, FR-Spec's `freq_*.pt`), or `ORG/REPO/FILE` of the Hub. None takes the
+            map that lies with the head, if any, where it is faster here; False takes all tokens.
         compile: pack the linear layers of target and head for this processor: faster on a CPU, twice their memory.
         cuda_graphs: run steps as CUDA graphs, on one CUDA device.
         hub: revision, token, cache_dir, … for the head's download.
@@ -84,6 +91,7 @@ class EaModel(Facade, nn.Module):
         *,
         tree: str | Sequence[Sequence[int]] = "dynamic",
         capture_layers: Sequence[int] | None = None,
+        token_map: str | PathLike[str] | Sequence[int] | torch.Tensor | bool | None = None,
         compile: bool = False,
         cuda_graphs: bool = False,
         **hub: Any,
@@ -91,6 +99,7 @@ class EaModel(Facade, nn.Module):
         super().__init__()
         trees = tree_config(total_token, depth, top_k, threshold, tree)
         _check_options(use_eagle3, compile=compile, cuda_graphs=cuda_graphs)
+        tokens = asked_tokens(token_map, **{name: hub[name] for name in MAP_KEYWORDS if name in hub})
         pair = load_pair(
             base_model,
             ea_model_path,
@@ -98,6 +107,7 @@ class EaModel(Facade, nn.Module):
             use_eagle3=use_eagle3,
             capture_layers=capture_layers,
             state=ea_layer_state_dict,
+            tokens=tokens,
             hub=hub,
         )
         self.target, self.ea_layer, self._taps = pair.target, pair.drafter, pair.taps
@@ -129,6 +139,7 @@ class EaModel(Facade, nn.Module):
         *,
         tree: str | Sequence[Sequence[int]] = "dynamic",
         capture_layers: Sequence[int] | None = None,
+        token_map: str | PathLike[str] | Sequence[int] | torch.Tensor | bool | None = None,
         compile: bool = False,
         cuda_graphs: bool = False,
         **kwargs: Any,
@@ -136,7 +147,8 @@ class EaModel(Facade, nn.Module):
         """Load a base model and a draft head.
 
         Args:
-            use_eagle3, total_token, depth, top_k, threshold, tree, capture_layers, compile, cuda_graphs: see the class.
+            use_eagle3, total_token, depth, top_k, threshold, tree, capture_layers, token_map, compile, cuda_graphs: see
+                the class.
             base_model_path: folder or Hub id of any decoder-only causal LM.
             ea_model_path: folder or Hub id of the head, or its `config.json`.
             kwargs: passed to the base model's `from_pretrained` (`torch_dtype`, `device_map`, `attn_implementation`,
@@ -147,12 +159,19 @@ class EaModel(Facade, nn.Module):
                 raise ValueError(f"{name}={shown(path)} must be a folder or a Hub id: from_pretrained needs both paths")
         tree_config(total_token, depth, top_k, threshold, tree)
         _check_options(use_eagle3, compile=compile, cuda_graphs=cuda_graphs)
-        hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs and name != "revision"}
+        hub = {name: kwargs[name] for name in MAP_KEYWORDS if name in kwargs}
+        token_map = asked_tokens(token_map, **hub)
         read_config(str(ea_model_path), **hub)  # a missing head is found before minutes of loading
         base_model = load_base(str(base_model_path), kwargs)
         paths = (str(base_model_path), str(ea_model_path))
-        more: dict[str, Any] = {"tree": tree, "capture_layers": capture_layers, "compile": compile, **hub}
-        more["cuda_graphs"] = cuda_graphs
+        more: dict[str, Any] = {
+            "tree": tree,
+            "capture_layers": capture_layers,
+            "token_map": token_map,
+            "compile": compile,
+            "cuda_graphs": cuda_graphs,
+            **hub,
+        }
         model = cls(use_eagle3, base_model, *paths, total_token, depth, top_k, threshold, **more)
         model._tokenizer_options = {name: kwargs[name] for name in TOKENIZER_KEYWORDS if name in kwargs}
         return model
@@ -360,8 +379,10 @@ class EaModel(Facade, nn.Module):
         return (output, new_token, max(0, forwards - 1)) if log else output
 
     def _stream(self, generation: Generation) -> Iterator[torch.Tensor]:
-        for _ in steps(generation):
-            yield generation.rows.ids()
+        # Closed with this stream: some Pythons keep what a closed generator held.
+        with closing(steps(generation)) as each:
+            for _ in each:
+                yield generation.rows.ids()
 
 
 def _check_options(use_eagle3: Any, **switches: Any) -> None:

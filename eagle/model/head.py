@@ -99,6 +99,7 @@ class DraftHead(nn.Module):
     """What both kinds share: configuration, rotary positions, own embeddings where the checkpoint has them."""
 
     kind: str
+    d2t: torch.Tensor  # offsets [W] of the draft vocabulary, where it is a part of the target's
 
     def __init__(self, config: EConfig, own_embeddings: bool = False) -> None:
         super().__init__()
@@ -127,8 +128,8 @@ class DraftHead(nn.Module):
 
     @property
     def draft_size(self) -> int:
-        """How many tokens the head can draft."""
-        return int(self.config.vocab_size)
+        """How many tokens the head can draft: the size of its draft vocabulary."""
+        return len(self.d2t) if hasattr(self, "d2t") else int(self.config.vocab_size)
 
     @property
     def layers_count(self) -> int:
@@ -165,12 +166,15 @@ class DraftHead(nn.Module):
         return hidden_BSD
 
     def target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
-        """Translate ids of the draft vocabulary into the target's."""
-        return draft_ids
+        """Add the offsets `d2t` where the draft vocabulary is a part of the target's."""
+        return draft_ids + self.d2t.take(draft_ids) if hasattr(self, "d2t") else draft_ids
 
 
 class EagleHead(DraftHead):
-    """The head of EAGLE-1 and EAGLE-2 (arXiv 2401.15077 section 3.1); drafts through the target's output matrix."""
+    """The head of EAGLE-1 and EAGLE-2 (arXiv 2401.15077 section 3.1); drafts through the target's output matrix.
+
+    With `draft_only` it drafts through some rows of that matrix, which stay the target's: no part of the head's state.
+    """
 
     kind = "EAGLE-1/2"
 
@@ -193,9 +197,32 @@ class EagleHead(DraftHead):
             hidden_BSD = layer(hidden_BSD, rotary, attend)
         return hidden_BSD
 
-    def logits(self, hidden_BSD: torch.Tensor) -> None:
-        """Return None: the target's own output transform is used."""
-        return None
+    def draft_only(
+        self,
+        ids_W: torch.Tensor,
+        rows_WD: torch.Tensor,
+        bias_W: torch.Tensor | None,
+        transform: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        """Make these tokens the draft vocabulary (FR-Spec, arXiv 2502.14856).
+
+        Args:
+            ids_W: the target's ids, ascending.
+            rows_WD, bias_W: their rows of the target's output matrix, and of its bias where it has one.
+            transform: what the target does between its output matrix and its logits.
+        """
+        self.d2t = nn.Buffer((ids_W - torch.arange(len(ids_W), device=ids_W.device)).to(self.device), persistent=False)
+        size, width = rows_WD.shape
+        self.lm_head = nn.Linear(width, size, bias=bias_W is not None, device="meta")
+        for name, tensor in (("weight", rows_WD), ("bias", bias_W)):
+            if tensor is not None:
+                delattr(self.lm_head, name)
+                self.lm_head.register_buffer(name, tensor.to(self.device, self.dtype), persistent=False)
+        self._transform = transform
+
+    def logits(self, hidden_BSD: torch.Tensor) -> torch.Tensor | None:
+        """Return draft logits [B, S, W] over the draft vocabulary; None without one: the target's transform is used."""
+        return self._transform(self.lm_head(hidden_BSD)) if hasattr(self, "lm_head") else None
 
 
 class Eagle3Head(DraftHead):
@@ -268,7 +295,3 @@ class Eagle3Head(DraftHead):
     def logits(self, hidden_BSD: torch.Tensor) -> Any:
         """Return draft logits [B, S, W] over the draft vocabulary, None without an output matrix of its own."""
         return self.lm_head(self.normed(hidden_BSD)) if hasattr(self, "lm_head") else None
-
-    def target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
-        """Add the offsets `d2t` where the draft vocabulary is a part of the target's."""
-        return draft_ids + self.d2t.take(draft_ids) if hasattr(self, "d2t") else draft_ids

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,7 +12,9 @@ from eagle.model.adaptive.profile import Recorder
 from eagle.model.checks.diagnosis import checked_target
 from eagle.model.configs import TreeConfig, overridden
 from eagle.model.dialects.checkpoint import HeadDescription, build_head, check_embeddings, describe, readable, share
+from eagle.model.dialects.token_maps import head_tokens
 from eagle.model.dialects.weights import HUB_KEYWORDS, read_weights
+from eagle.model.draft_vocabulary import choose_draft_vocabulary
 from eagle.model.drafter import Drafter
 from eagle.model.head import DraftHead, Eagle3Head, EagleHead
 from eagle.model.kinds import shown
@@ -63,6 +65,7 @@ def load_pair(
     use_eagle3: bool | None = None,
     capture_layers: Sequence[int] | None = None,
     state: Mapping[str, torch.Tensor] | None = None,
+    tokens: torch.Tensor | Literal[False] | None = None,
     hub: Mapping[str, Any],
 ) -> Pair:
     """Check a base model, load a head for it and join them.
@@ -74,6 +77,7 @@ def load_pair(
         use_eagle3: the kind of head that is expected; None takes either.
         capture_layers: layers whose inputs an EAGLE-3 head reads, whatever its configuration says.
         state: the head's tensors, where they are loaded already.
+        tokens: ids [W] that an EAGLE-1/2 head drafts; None leaves it to what lies with the head, False means all.
         hub: keywords of the head's download.
 
     Raises:
@@ -102,19 +106,32 @@ def load_pair(
             f"capture_layers={list(capture_layers)}, but {ea_model_path!r} holds an {head.kind} head that reads the "
             "last hidden state"
         )
-    _check_kind(head, ea_model_path, trees, use_eagle3)
+    _check_kind(head, ea_model_path, use_eagle3, tokens)
     check_embeddings(head, target.model)
     taps = head.taps(len(target.layers))
     head.to(device=target.device, dtype=target.model.dtype)
     share(head, target.model)
+    if isinstance(head, EagleHead) and tokens is not False:
+        is_asked = tokens is not None
+        ids_W = tokens if is_asked else head_tokens(ea_model_path, **hub)
+        if ids_W is not None:
+            choose_draft_vocabulary(head, target, ids_W, is_asked=is_asked)
+    _check_ranks(head, trees)
     drafter = Drafter(head, trees, target.embed, target.output_logits)
     drafter.eval()
     return Pair(target, drafter, taps, described)
 
 
-def _check_kind(head: DraftHead, path: str, trees: TreeConfig, use_eagle3: bool | None) -> None:
+def _check_kind(
+    head: DraftHead, path: str, use_eagle3: bool | None, tokens: torch.Tensor | Literal[False] | None
+) -> None:
+    if use_eagle3 is not None and use_eagle3 == isinstance(head, EagleHead):
+        raise ValueError(f"use_eagle3={use_eagle3}, but {path!r} holds an {head.kind} head")
+    if isinstance(tokens, torch.Tensor) and not isinstance(head, EagleHead):
+        raise ValueError(f"token_map is for EAGLE-1/2 heads; {path!r} holds an {head.kind} head with tokens of its own")
+
+
+def _check_ranks(head: DraftHead, trees: TreeConfig) -> None:
     widest = max((rank for level in trees.static or () for rank in level.rank), default=0)
     if widest >= head.draft_size:
         raise ValueError(f"tree has a child of rank {widest}, the head drafts only {head.draft_size} tokens")
-    if use_eagle3 is not None and use_eagle3 == isinstance(head, EagleHead):
-        raise ValueError(f"use_eagle3={use_eagle3}, but {path!r} holds an {head.kind} head")

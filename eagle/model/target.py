@@ -8,6 +8,7 @@ Shapes: B batch, S prompt tokens, N tree nodes, V vocabulary, F feature width, C
 """
 
 import inspect
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import transformers
 from torch import nn
 
 from eagle.model.configs import text_config
@@ -28,11 +30,14 @@ from eagle.model.support.properties import (
     cache_keyword,
     check_target,
     decoder,
+    generate_forgets,
     last_position,
     layer_masks,
     rope_switch,
 )
 from eagle.model.tree import DraftTree
+
+logger = logging.getLogger(__name__)
 
 # Only the first chunk keeps the causal kernel: attention of later ones needs a mask.
 PREFILL_CHUNK = 8192
@@ -72,6 +77,7 @@ class TargetModel:
         self.cached_layers = max(len(self.layers), getattr(self.config, "num_hidden_layers", 0))
         self.rope_switch = rope_switch(model)
         self.last_position = last_position(model)
+        self._has_told_of_switch = False
         self.packed: PrepackedLinears | None = None
         self.logit_transform = transform_of(self.config)
         self.cache_keyword = cache_keyword(model)
@@ -107,6 +113,21 @@ class TargetModel:
         table = self.model.get_input_embeddings()
         rows = getattr(table, "num_embeddings", None)
         return int(rows if rows is not None else table.weight.shape[0])
+
+    def tell_of_switch(self) -> None:
+        """Say, the first time a call crosses the rotary switch, if `generate` loses the prompt there."""
+        switch = self.rope_switch
+        if switch is None or self._has_told_of_switch:
+            return
+        self._has_told_of_switch = True
+        if generate_forgets(self.model, switch):
+            logger.warning(
+                "a sequence grew beyond %d tokens, where generate of transformers %s forgets all but the newest token "
+                "of %s; eagle runs the whole sequence, so its ids are the model's own and not that generate's",
+                switch.position,
+                transformers.__version__,
+                type(self.model).__name__,
+            )
 
     def new_cache(self, batch: int, capacity: int, pads: Sequence[int]) -> KVCache:
         """Return an empty cache for this model."""

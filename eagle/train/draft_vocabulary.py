@@ -81,16 +81,20 @@ class DraftVocabulary:
         covered: NDArray[np.float64] = asked_V[by_frequency(*known)].cumsum() / asked_V.sum()
         return covered
 
+    def coverage(self, sizes: Iterable[int]) -> dict[int, float] | None:
+        """Return the share of held-out answers that vocabularies of some sizes cover; None without such answers."""
+        return None if self._covered is None else {size: float(self._covered[size - 1]) for size in sizes}
+
     def report(self, chosen: int) -> str:
         """Say what sizes cover, and which of them is enough.
 
         Args:
             chosen: the run's own.
         """
-        if self._covered is None:
-            return f"draft vocabulary of {chosen:,} tokens: too few texts to hold some out and say what it covers"
         sizes = sorted({size for size in SIZES if size < self.size} | {chosen, self.size})
-        shares = {size: float(self._covered[size - 1]) for size in sizes}
+        shares = self.coverage(sizes)
+        if shares is None:
+            return f"draft vocabulary of {chosen:,} tokens: too few texts to hold some out and say what it covers"
         names = {size: f"all {size:,}" if size == self.size else f"{size:,}" for size in sizes}
         row = ", ".join(f"{names[size]}: {100 * share:.2f} %" for size, share in shares.items())
         enough = next((size for size in sizes if size < self.size and shares[size] >= ENOUGH), None)

@@ -252,6 +252,8 @@ def _from_yaml(path: str) -> list[str]:
             raise ValueError(f"{path}: {name} is one value, not a list")
         if value is None or value == [] or (value is False and known[name].default is False):
             continue
+        if value == "--":  # which some releases of argparse drop
+            raise ValueError(f"{path}: {name} is '--', which is no value")
         # Joined to its name a value cannot be read as a flag of its own; a list's cannot be joined.
         if not isinstance(value, list):
             flags.append(f"--{name}" if value is True else f"--{name}={value}")

@@ -7,14 +7,14 @@ Only the target's own tokens count in the loss.
 Shapes: B texts, S tokens of a prompt.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import GenerationConfig
 
-from eagle.data.folder import Prepared, Writer, load
+from eagle.data.folder import Counts, Prepared, load, write_shard, write_summary
 from eagle.data.samples import Sample
 from eagle.model.support.loading import load_base
 
@@ -37,14 +37,15 @@ def continued(base: torch.nn.Module, prompts_BS: torch.Tensor, sampled: bool) ->
     return samples
 
 
-def write(folder: Path, like: Prepared, samples: Iterable[Sample], how: str) -> None:
+def write(folder: Path, like: Prepared, samples: Sequence[Sample], how: str) -> None:
     """Write a prepared folder for the target of another one."""
-    settings = {name: like.summary[name] for name in KEPT}
-    writer = Writer(folder, settings | {"regeneration": {"continued": how, "prompt": PROMPT}})
+    settings = {name: like.summary[name] for name in KEPT} | {"regeneration": {"continued": how, "prompt": PROMPT}}
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = Counts(rows=len(samples))
     for sample in samples:
-        writer.counts.rows += 1
-        writer.add(sample)
-    writer.finish()
+        counts.add(sample)
+    write_shard(folder, 0, samples, settings=settings, counts=counts)
+    write_summary(folder, settings, counts, 1)
 
 
 def own_answers(target: Path, data: Path, out: Path, device: str, most: int, batch: int) -> None:

@@ -16,7 +16,7 @@ import torch
 from chat_templates import FAMILIES, tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from places import ROOT
+from places import ROOT, environment
 from safetensors import SafetensorError
 
 from eagle.chat import ANEW, RowError
@@ -452,8 +452,7 @@ def test_a_killed_run_goes_on_to_the_same_folder_and_redoes_no_shard(tmp_path):
     rows = [row for index in range(1, 40) for row in (conversation(index), {"messages": []})]
     whole = prepared(tmp_path, rows, "whole", max_length=40, shard_tokens=200)
     source, folder = str(tmp_path / "rows.jsonl"), tmp_path / "out"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", KILLED, source, str(folder)], cwd=ROOT, env=environment)
+    done = subprocess.run([sys.executable, "-c", KILLED, source, str(folder)], cwd=ROOT, env=environment())
     assert done.returncode == -signal.SIGKILL and len(list(folder.glob("*.safetensors"))) == 2
     assert same(load(folder), whole[: len(load(folder))]) and not load(folder).finished
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
@@ -492,9 +491,9 @@ def test_the_page_on_data_prints_what_it_says(tmp_path):
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```(\w+)\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    variables = environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", OMP_NUM_THREADS="1")
     for (language, code), (_, printed) in zip(blocks[::2], blocks[1::2], strict=True):
         command = ["bash", "-c", code] if language == "bash" else [sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout == printed

@@ -1,7 +1,6 @@
 """Answers that the target writes itself: its own ids, whatever the batches, the head and the interruptions."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from places import PAIR, ROOT
+from places import PAIR, ROOT, environment
 from references import generate_ids
 from safetensors import safe_open
 from transformers import GenerationConfig
@@ -164,7 +163,7 @@ made([sys.argv[1]], sys.argv[2], Path(sys.argv[3]), temperatures=(0.0, 1.0), ea_
 
 def test_a_killed_run_goes_on_to_the_same_bytes_and_writes_no_answer_twice(rows, target, tmp_path):
     command = [sys.executable, "-c", KILLED, *rows, target, str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     kept = (tmp_path / "out" / ANSWERS).read_bytes()
     assert kept.count(b"\n") == 9

@@ -11,6 +11,7 @@ import torch
 from places import ROOT
 from synthetic_pairs import synthetic_pair, synthetic_prompt
 from tape import TapeBackend
+from transformers import GenerationConfig
 
 from eagle import cli
 from eagle.evaluation import bench, curves
@@ -22,6 +23,7 @@ from eagle.evaluation.pairs import load_models, opened
 from eagle.evaluation.plots import check_plotting
 from eagle.evaluation.prompts import batched, of_length, random_prompts
 from eagle.evaluation.report import parts_of, split_table, table
+from eagle.model import draft_vocabulary
 from eagle.model.graphs.pool import GraphPool
 from eagle.model.stats import STAGES
 
@@ -31,13 +33,22 @@ FAST = ["--max-new-token", str(NEW), "--rounds", "2", "--num-prompts", "2"]
 
 @pytest.fixture(scope="module")
 def pair():
-    """Base and models of a tiny synthetic EAGLE-1/2 pair."""
-    with opened(bench.parser().parse_args(["--synthetic", "tiny"])) as made:
+    """Base and models of a tiny synthetic EAGLE-1/2 pair, on the CPU, where prompts of tests are."""
+    with opened(bench.parser().parse_args(["--synthetic", "tiny", "--device", "cpu"])) as made:
         return made.base, load_models(made, [6], 2, 2)
 
 
 def prompts(count=2, batch=1):
     return batched(random_prompts(count, 9, 256), batch)
+
+
+def test_a_synthetic_pair_has_the_token_map_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(draft_vocabulary, "_level_seconds", lambda *args: [1.0, 0.1])
+    for options, size in (([], 256), (["--draft-vocabulary", "50"], 50)):
+        for switch in ([], ["--no-token-map"]):
+            with opened(bench.parser().parse_args(["--synthetic", "tiny", *options, *switch])) as made:
+                models = load_models(made, [6], 2, 2)
+            assert {model.ea_layer.head.draft_size for model in models.values()} == {256 if switch else size}
 
 
 def hooks(*modules):
@@ -94,6 +105,21 @@ def test_pictures_are_drawn_of_what_was_varied(measured):
         height, width, _ = imread(folder / "plots" / name).shape
         assert 300 < height < 2500 and 400 < width < 2500
         assert imread(folder / "plots" / name).std() > 0.02  # something is drawn
+
+
+class Elsewhere:
+    """A model on another device, which says where it was given ids and mask."""
+
+    device = torch.device("meta")
+    generation_config = GenerationConfig(eos_token_id=1)
+
+    def generate(self, ids, attention_mask, **_):
+        return ids.device, attention_mask.device
+
+
+def test_prompts_go_to_where_the_model_is(pair):
+    (generate,) = methods(Elsewhere(), pair[1], chosen=["generate"])[:1]
+    assert generate.run(prompts()[0], NEW) == (Elsewhere.device, Elsewhere.device)
 
 
 def test_a_method_that_returns_other_ids_is_found_out(pair):
@@ -259,7 +285,8 @@ def test_padded_batches_give_generate_s_ids(pair):
         (["--synthetic", "5b"], "invalid choice: '5b'"),
         (["--noise", "0.1"], "--noise shapes a synthetic pair: add --synthetic"),
         (["--synthetic", "tiny", "--noise", "-1"], "--noise=-1.0 must be at least 0"),
-        (["--synthetic", "tiny", "--draft-vocabulary", "9"], "--draft-vocabulary is EAGLE-3's: add --kind eagle3"),
+        (["--draft-vocabulary", "9"], "--draft-vocabulary shapes a synthetic pair: add --synthetic"),
+        (["--synthetic", "tiny", "--draft-vocabulary", "256"], "must be at most 255"),
         (["--synthetic", "tiny", "--kind", "eagle3", "--draft-vocabulary", "256"], "must be at most 255"),
         (["--synthetic", "tiny", "--base-model-path", "here"], "--synthetic makes both models"),
         (["--ea-model-path", "here"], "--base-model-path and --ea-model-path go together"),

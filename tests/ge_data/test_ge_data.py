@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import LONGROPE_SWITCH, VOCABULARY, base_model
-from places import PAIR, ROOT
+from places import PAIR, environment
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -38,7 +38,7 @@ from eagle.model.target import TargetModel
 TARGET = str(PAIR / "target")
 LENGTHS = (23, 9, 40, 3, 31, 5, 17, 12, 33, 2, 28)
 SMALL = ["--shard-mb", "0.02", "--bs", "3"]  # several shards of several batches
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = environment(OMP_NUM_THREADS="1")
 
 
 def saved(folder: Path, name: str = "llama") -> str:

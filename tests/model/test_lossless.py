@@ -76,6 +76,7 @@ def test_features_handed_to_the_head_equal_an_uncached_forward(tmp_path, name, k
         torch.testing.assert_close(seen[: len(wanted)], wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("prompt", [9, LONGROPE_SWITCH - 1, LONGROPE_SWITCH, LONGROPE_SWITCH + 1, LONGROPE_SWITCH + 9])
 @pytest.mark.parametrize("mode", MODES)
 def test_longrope_switch_is_crossed_as_generate_does(tmp_path, prompt, mode):
@@ -88,6 +89,7 @@ def test_longrope_switch_is_crossed_as_generate_does(tmp_path, prompt, mode):
     assert model.stats.acceptance_length >= 2
 
 
+@pytest.mark.contract
 @pytest.mark.parametrize("stop", range(1, 7))
 @pytest.mark.parametrize("mode", MODES)
 def test_rows_that_end_early_do_not_move_a_batch_s_longrope_switch(tmp_path, stop, mode):

@@ -13,6 +13,7 @@ from references import ends_at, generate_ids
 from scripted import answering
 
 from eagle import Prefix
+from eagle.model.call.output import steps
 from eagle.model.decoding import decode
 
 pytestmark = pytest.mark.contract
@@ -131,6 +132,16 @@ def test_an_abandoned_stream_leaves_a_usable_prefix_and_a_failed_one_leaves_none
     assert len(model.prefix) == 0
 
 
+def test_a_closed_stream_ends_its_call_whoever_holds_its_steps(tmp_path, monkeypatch):
+    held, model = [], ea_model(tmp_path)
+    monkeypatch.setattr("eagle.model.ea_model.steps", lambda generation: held.append(steps(generation)) or held[0])
+    stream = model.ea_generate(prompts(model.base_model, 1, S)[0], max_new_tokens=20, reuse_prefix=True)
+    so_far = [next(stream) for _ in range(3)][-1]
+    assert len(model.prefix) == 0
+    stream.close()
+    assert len(model.prefix) == so_far.shape[1] - 1
+
+
 def test_plain_decoding_reuses_too_and_another_model_s_prefix_is_never_taken(tmp_path):
     model, other = ea_model(tmp_path), ea_model(tmp_path, "qwen3")
     ids = prompts(model.base_model, 1, S)[0]
@@ -145,6 +156,7 @@ def test_plain_decoding_reuses_too_and_another_model_s_prefix_is_never_taken(tmp
     assert torch.equal(said, generate_ids(other.base_model, ids, torch.ones_like(ids), 5))
 
 
+@pytest.mark.contract
 def test_keys_of_one_side_of_a_rotary_switch_never_serve_the_other(tmp_path):
     model = ea_model(tmp_path, "phi3")
     ids = prompts(model.base_model, 1, S)[0]

@@ -18,6 +18,8 @@ def oracle_for(model) -> OracleHead:
     head = model.ea_layer.head
     config = head.config.to_dict()
     state = {name: tensor.float() for name, tensor in head.state_dict().items()}
+    if hasattr(head, "d2t"):
+        state["d2t"] = head.d2t  # of an EAGLE-1/2 head no part of its state
     return OracleHead(state, config, model.target.embed, model.target.output_logits)
 
 

@@ -139,6 +139,8 @@ class OracleHead:
             logits_SV = self.linear(out_SD, "lm_head")
         else:
             logits_SV = self.output_logits(out_SD).detach().float()
+            if "d2t" in self.state:
+                logits_SV = logits_SV[:, [self.target_id(draft_id) for draft_id in range(len(self.state["d2t"]))]]
         return logits_SV.log_softmax(-1)
 
     def target_id(self, draft_id: int) -> int:

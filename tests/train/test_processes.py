@@ -1,7 +1,7 @@
 """Several processes: however a batch is divided, by whatever library, the loss curve is that of one process.
 
-Everything runs in fp32 on two processes with gloo. A sum in another order moves a loss by its rounding: 1e-6 was seen,
-1e-4 is allowed.
+Everything runs in fp32 on CPUs, two processes with gloo. A sum in another order moves a loss by its rounding: 1e-6 was
+seen, 1e-4 is allowed.
 """
 
 import json
@@ -20,6 +20,7 @@ from eagle.train.distributed import accelerator, deepspeed_settings
 from eagle.train.run import run_of
 from eagle.train.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
 TOLERANCE = 1e-4
 SMALL = {
     "head_dtype": "float32",

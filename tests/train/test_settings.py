@@ -48,8 +48,7 @@ def test_a_value_is_no_flag(tmp_path, value):
     "text", ["cpdir: {a: b}", "cpdir: '--'", "lr: {}", "bs: [1]", "[" * 100_000, "- bs", "? [a]\n: b"]
 )
 def test_a_file_of_another_shape_is_refused_in_words(tmp_path, capsys, text):
-    said = refusal(tmp_path, text, capsys)
-    assert "run.yaml" in said or "cpdir=[] must be a text" in said  # argparse drops a lone "--"
+    assert "run.yaml" in refusal(tmp_path, text, capsys)
 
 
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "yes", "text", "{}"])

@@ -99,7 +99,7 @@ def test_metrics_are_of_all_texts_of_a_step_however_it_is_divided(tmp_path):
 
 def test_a_line_of_metrics_is_of_the_steps_since_the_one_before(tmp_path, monkeypatch):
     handed, now = [], [10.0]
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator()
     monkeypatch.setattr(accelerator, "log", lambda numbers, step: handed.append((step, numbers)))
     monkeypatch.setattr("eagle.train.progress.time.monotonic", lambda: now[0])
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 5)))
@@ -238,14 +238,14 @@ def test_checkpoints_whose_name_is_not_final_are_not_gone_on_from(tmp_path):
 
 
 def test_a_checkpoint_that_does_not_say_what_a_run_asks_for_is_refused(tmp_path):
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator()
     Checkpoints(tmp_path, accelerator, {"rows": 4}, 2).save(RunPoint(3))
     with pytest.raises(ValueError, match="belongs to a run with processes=None, now 2: choose"):
         Checkpoints(tmp_path, accelerator, {"rows": 4, "processes": 2}, 2).resume()
 
 
 def test_a_run_goes_on_from_the_last_of_its_checkpoints(tmp_path):
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator()
     model = accelerator.prepare(nn.Linear(2, 2))
     checkpoints = Checkpoints(tmp_path, accelerator, {}, 3)
     for step in (8, 9, 10):

@@ -40,6 +40,7 @@ def _file(target: TargetModel, drafter: Drafter, batch: int, are_graphs: bool) -
         "attention": target.model.config._attn_implementation,
         "target": {k: v for k, v in target.model.config.to_dict().items() if k not in own},
         "head": {k: v for k, v in drafter.head.config.to_dict().items() if k not in own},
+        "draft_size": drafter.head.draft_size,
         "tree": asdict(replace(drafter.tree, threshold=1.0)),
         "batch": batch,
         **({"graphs": True} if are_graphs else {}),

@@ -1,6 +1,6 @@
 """What a caller gets: tokens for a streamer while they come, ids or a `generate` output at the end."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from itertools import zip_longest
 from typing import Any
@@ -16,7 +16,7 @@ from eagle.model.support.properties import CACHE_NAMES
 CACHE_NAME = next(name for name in CACHE_NAMES if name in GenerateDecoderOnlyOutput.__dataclass_fields__)
 
 
-def steps(generation: Generation) -> Iterator[DecodeStep]:
+def steps(generation: Generation) -> Generator[DecodeStep, None, None]:
     """Decode, handing the prompt and then every token [R] to the call's streamer, as `generate` does."""
     request = generation.request
     if request.streamer is None:

@@ -62,7 +62,7 @@ def chains_of(
         tokens_1N = ids_1S[:, (entries_N + 1 + step).clamp(max=ids_1S.shape[1] - 1)]
         attend = chain_attention(head, chain, entries_N, step)
         hidden_1ND = head(drafter.embeddings(tokens_1N).to(hidden_1ND), hidden_1ND, (entries_N + step)[None], attend)
-        logp_NW = drafter.log_probabilities(hidden_1ND)[0, :counted]
+        logp_NW = drafter.logits(hidden_1ND)[0, :counted].float().log_softmax(-1)
         text_N = ids_1S[0, step + 2 : step + 2 + counted]
         is_right_N &= drafted_W[logp_NW.argmax(-1)] == text_N
         accepted_N += is_right_N

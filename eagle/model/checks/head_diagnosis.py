@@ -10,7 +10,7 @@ Shapes: S tokens, F feature width.
 
 import shlex
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -205,15 +205,15 @@ class _Laboratory:
 
 
 def variant(head: DraftHead, config: EConfig) -> DraftHead:
-    """Return a head of the same tensors and another configuration."""
-    own = {"own_embeddings": hasattr(head, "embed_tokens")}
-    if isinstance(head, Eagle3Head):
-        own["own_output"] = hasattr(head, "lm_head")
-    with torch.device("meta"):
-        other = type(head)(deepcopy(config), **own)
+    """Return a head of the same tensors and another configuration; the first one stays as it is."""
+    other = copy(head)
+    other._modules = dict(head._modules)
+    other.config = config
     other.rotary_emb = LlamaRotaryEmbedding(config).to(head.device)
-    other.load_state_dict(head.state_dict(), assign=True)
-    return other.eval()
+    if isinstance(other, Eagle3Head):
+        other.midlayer = copy(other.midlayer)
+        other.midlayer.norm_before_residual = config.norm_before_residual
+    return other
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -24,6 +24,7 @@ from eagle.model.dialects.fields import head_config_from
 from eagle.model.dialects.keys import PREFIXES, Dialect
 from eagle.model.dialects.known import dialect_of
 from eagle.model.dialects.safeailab import SAFEAILAB
+from eagle.model.dialects.token_maps import write_token_map
 from eagle.model.dialects.vocabulary import ALIKE, check_maps, fit_maps, fit_vocabulary, similarity
 from eagle.model.dialects.weights import DOWNLOAD, read_fields, read_weights
 from eagle.model.head import DraftHead, Eagle3Head, EagleHead
@@ -103,7 +104,7 @@ def build_head(
         ValueError: see `load_head`.
     """
     config, state = deepcopy(config), _without_prefix(dict(state))
-    is_eagle3 = _is_eagle3(state)
+    is_eagle3 = is_eagle3_state(state)
     state = _renamed(dialect, state, "midlayer" if is_eagle3 else "layers.0")
     _check_layers(config, state)
     rotary = _rotary(config)
@@ -162,7 +163,7 @@ def _without_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return state
 
 
-def _is_eagle3(state: Mapping[str, torch.Tensor]) -> bool:
+def is_eagle3_state(state: Mapping[str, torch.Tensor]) -> bool:
     """Tell the kind of head by its tensors: an EAGLE-3 layer attends over embedding and hidden state side by side.
 
     Raises:
@@ -333,7 +334,10 @@ def _check_finite(state: Mapping[str, torch.Tensor]) -> None:
 
 
 def save_head(head: DraftHead, folder: str | Path) -> None:
-    """Write a head in the layout SafeAILab publishes: `config.json` and `model.safetensors`."""
+    """Write a head in the layout SafeAILab publishes: `config.json` and `model.safetensors`.
+
+    The draft vocabulary of an EAGLE-1/2 head, where it has one, goes into `token_map.pt`.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     fields = {name: value for name, value in head.config.to_diff_dict().items() if name != "transformers_version"}
@@ -341,3 +345,5 @@ def save_head(head: DraftHead, folder: str | Path) -> None:
     write_text(folder / "config.json", json.dumps(fields, indent=2, sort_keys=True) + "\n")
     with whole_file(folder / "model.safetensors") as unfinished:
         save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, unfinished)
+    if isinstance(head, EagleHead) and hasattr(head, "d2t"):
+        write_token_map(folder, head.target_ids(torch.arange(head.draft_size, device=head.device)).cpu())

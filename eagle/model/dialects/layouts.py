@@ -13,8 +13,9 @@ from eagle.files import finish_folder, is_local, unfinished_folder, write_text
 from eagle.model.dialects import specforge, speculators
 from eagle.model.dialects.checkpoint import build_head, describe, save_head
 from eagle.model.dialects.keys import Verifier
+from eagle.model.dialects.token_maps import write_token_map
 from eagle.model.dialects.weights import read_weights
-from eagle.model.head import DraftHead
+from eagle.model.head import DraftHead, EagleHead
 
 WRITERS = {"speculators": speculators.saved, "sglang": specforge.saved}
 LAYOUTS = ("eagle", *WRITERS)
@@ -71,6 +72,7 @@ def write_layout(
     *,
     source: str | None = None,
     here: str | None = None,
+    tokens: torch.Tensor | None = None,
 ) -> Path:
     """Write a head in a layout, with a model card, and make sure that it is read back as it is.
 
@@ -82,6 +84,7 @@ def write_layout(
         target: the target's text configuration.
         source: where the head came from.
         here: what the model card calls it; None means the folder's name.
+        tokens: a token map [W] to lie with an EAGLE-1/2 head; None means the one that it drafts from, if any.
 
     Raises:
         ValueError: an unknown layout, or a folder that holds something.
@@ -94,6 +97,10 @@ def write_layout(
     unfinished = unfinished_folder(folder)
     try:
         _write(head, unfinished, layout, verifier)
+        if tokens is None and isinstance(head, EagleHead) and hasattr(head, "d2t"):
+            tokens = head.target_ids(torch.arange(head.draft_size, device=head.device)).cpu()
+        if tokens is not None:
+            write_token_map(unfinished, tokens)
         write_text(unfinished / "README.md", _card(head, layout, verifier, here or folder.name, source))
         _check_written(head, unfinished, verifier, target)
         finish_folder(unfinished, folder)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig
+from transformers import DynamicCache, GenerationMixin, PreTrainedConfig
 
 from eagle.model.configs import text_config
 
@@ -41,7 +41,7 @@ class RopeSwitch:
     Attributes:
         position: first position at which that shows.
         plain_beyond: it changes with every further position, so only single tokens can be decoded there.
-        recompute: transformers recomputes the whole cache when the switch is crossed.
+        recompute: transformers drops the cache when the switch is crossed, and the sequence must be run anew.
         nodes: most nodes of a tree that stays before the switch, where slots count; None where positions do.
     """
 
@@ -208,6 +208,26 @@ def rope_switch(model: Any) -> RopeSwitch | None:
         if rope.get("rope_type") == "dynamic":
             return RopeSwitch(config.max_position_embeddings, plain_beyond=True, recompute=False)
     return None
+
+
+def generate_forgets(model: Any, switch: RopeSwitch) -> bool:
+    """Tell whether `generate` runs the newest token alone, without all before it, where it drops the cache at a switch.
+
+    Releases of transformers before 5.20 do, and later ones with some models. What is asked is the step itself: how the
+    model prepares the first forward across the switch.
+    """
+    if not switch.recompute:
+        return False
+    ids = torch.zeros(1, switch.position + 1, dtype=torch.int64)
+    step = {"next_sequence_length": 1, "cache_position": torch.tensor([switch.position])}  # newer and older releases
+    filled = {cache_keyword(model): DynamicCache(config=text_config(model.config))}
+    try:
+        inputs = model.prepare_inputs_for_generation(
+            ids, attention_mask=torch.ones_like(ids), use_cache=True, **step, **filled
+        )
+        return inputs["input_ids"].shape[1] < ids.shape[1]
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return False  # code that comes with a model may be of another time; then `generate` has no answer at all
 
 
 def last_position(model: Any) -> int | None:

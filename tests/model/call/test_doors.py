@@ -156,10 +156,15 @@ def test_a_prompt_set_of_turns_is_asked_with_the_template_and_one_bos(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(PAIR / "target")
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<a>"
     path, bos = tmp_path / "question.jsonl", tokenizer.bos_token_id
-    lines = [{"turns": ["one", "two"]}, {"messages": [{"role": "user", "content": "one"}]}, {"text": "one"}]
+    asked = [{"role": "user", "content": "one"}]
+    lines = [{"turns": ["one", "two"]}, {"messages": asked}, {"question": "one", "answer": "1"}, {"prompt": asked}]
+    lines += [{"conversations": [{"from": "human", "value": "one"}, {"from": "gpt", "value": "1"}]}, {"text": "one"}]
     path.write_text("\n".join(map(json.dumps, lines)))
-    turns, messages, text = read_prompts(path, tokenizer, 9)
-    assert torch.equal(turns, messages) and tokenizer.decode(turns[0, 1:]) == "<user>one<a>"
+    turns, messages, *others, text = read_prompts(path, tokenizer, 9)
+    assert (
+        all(torch.equal(turns, other) for other in (messages, *others))
+        and tokenizer.decode(turns[0, 1:]) == "<user>one<a>"
+    )
     assert all((row == bos).sum() == 1 and int(row[0, 0]) == bos for row in (turns, messages, text))
 
 

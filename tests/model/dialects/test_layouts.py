@@ -16,6 +16,7 @@ from eagle.convert import convert_head
 from eagle.model.decoding import decode
 from eagle.model.dialects.checkpoint import describe, load_head, save_head
 from eagle.model.dialects.layouts import LAYOUTS
+from eagle.model.dialects.token_maps import head_tokens, write_token_map
 from eagle.model.ea_model import EaModel
 
 BASE = base_model("llama")
@@ -58,6 +59,7 @@ def test_a_round_trip_through_all_layouts_keeps_every_bit_and_every_tree(tmp_pat
 @pytest.mark.parametrize("bias", [True, False])
 def test_an_eagle_head_goes_through_sglang_s_layout_with_and_without_a_bias(tmp_path, base, bias, caplog):
     save_head(random_head(BASE, "eagle", bias=bias), tmp_path / "0")
+    write_token_map(tmp_path / "0", torch.arange(5, 40))
     convert_head(base, tmp_path / "0", "sglang", tmp_path / "1")
     fields = json.loads((tmp_path / "1" / "config.json").read_text())
     # SGLang's layer has a bias whatever the file says, and takes `bias` for its attention's.
@@ -67,6 +69,7 @@ def test_an_eagle_head_goes_through_sglang_s_layout_with_and_without_a_bias(tmp_
     before, after = tensors(tmp_path / "0"), tensors(tmp_path / "2")
     assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in before)
     assert "the weights win" not in caplog.text
+    assert torch.equal(head_tokens(str(tmp_path / "2")), torch.arange(5, 40))
 
 
 def test_each_layout_has_the_names_and_fields_that_its_readers_ask_for(tmp_path, base):

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torchao.quantization as ao
 from architectures import SMALL, VOCABULARY, prompts
 from noise_floors import noise_floor, one_by_one
 from pairs import ea_model, random_head
@@ -18,6 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, T
 from eagle import EaModel
 from eagle.model.dialects.checkpoint import save_head
 
+QUANT = "not installed: pip install 'eagle-decoding[quant]'"
+ao = pytest.importorskip("torchao.quantization", reason=f"torchao is {QUANT}")
+pytest.importorskip("bitsandbytes", reason=f"bitsandbytes is {QUANT}")
 NEW = 20
 SAMPLING = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}
 # Weights are quantised, products are fp32: the tree changes nothing but the order of sums.

@@ -2,29 +2,27 @@
 
 import copy
 import inspect
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from accelerate import cpu_offload
-from architectures import ARCHITECTURES, base_model, prompts
+from architectures import ARCHITECTURES, LONGROPE_SWITCH, base_model, prompts
 from contract import contract
 from pairs import ea_model
+from places import PAIR, environment
 from references import generate_ids
-from transformers import Cache, GenerationMixin, LlamaForCausalLM
+from transformers import Cache, GenerationMixin, LlamaForCausalLM, Phi3ForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import eagle
 from eagle.model.checks.diagnosis import checked_target
 from eagle.model.support import releases
-from eagle.model.support.properties import CACHE_NAMES, cache_keyword, cache_of
+from eagle.model.support.properties import CACHE_NAMES, cache_keyword, cache_of, generate_forgets, rope_switch
 from eagle.model.target import TargetModel
 
-ROOT = Path(eagle.__file__).parents[1]
 NEW = 12
 OWN_NAME = next(name for name in CACHE_NAMES if name in inspect.signature(LlamaForCausalLM.forward).parameters)
 pytestmark = pytest.mark.contract
@@ -112,6 +110,45 @@ def test_forward_takes_the_cache_under_both_names_and_hands_out_the_base_s_own(t
         model(ids, cache=cache_of(outputs), past_key_values=cache_of(outputs))
 
 
+class Forgetful(Phi3ForCausalLM):
+    """A model that goes on with the newest token alone where it drops its cache, as those of older releases do."""
+
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **more):
+        inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **more)
+        if cache_of(inputs) is None:
+            inputs |= {name: inputs[name][:, -1:] for name in ("input_ids", "position_ids") if name in inputs}
+        return inputs
+
+
+class OfAnotherTime(Phi3ForCausalLM):
+    """A model whose code cannot prepare a step of the installed release's `generate`."""
+
+    def prepare_inputs_for_generation(self, input_ids, **more):
+        raise AttributeError("'DynamicCache' object has no attribute 'seen_tokens'")
+
+
+@pytest.mark.parametrize("kind", [Phi3ForCausalLM, Forgetful, OfAnotherTime])
+def test_a_sequence_that_generate_forgets_is_run_whole_and_one_line_says_so(tmp_path, caplog, kind):
+    base = copy.deepcopy(base_model("phi3"))
+    base.__class__ = kind
+    (ids, mask), new = prompts(base, 1, LONGROPE_SWITCH - 4), 12
+    want = generate_ids(base_model("phi3"), ids, mask, new)
+    forgets = False
+    if kind is not OfAnotherTime:
+        forgets = not torch.equal(base.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False), want)
+        assert forgets or kind is not Forgetful
+    assert generate_forgets(base, rope_switch(base)) == forgets
+    model = ea_model(tmp_path, base)
+    assert torch.equal(model.eagenerate(ids, max_new_tokens=3), want[:, : LONGROPE_SWITCH - 1])
+    said = [record.message for record in caplog.records if record.name.startswith("eagle")]
+    assert not any("forgets" in line for line in said)  # nothing has crossed the switch
+    for _ in range(2):
+        assert torch.equal(model.eagenerate(ids, max_new_tokens=new), want)
+    said = [record.message for record in caplog.records if "forgets all but the newest token" in record.message]
+    assert len(said) == forgets
+    assert all(f"beyond {LONGROPE_SWITCH} tokens" in line and f"of {kind.__name__};" in line for line in said)
+
+
 EVERYTHING = """
 import sys, warnings
 from pathlib import Path
@@ -137,15 +174,15 @@ for head in ("eagle_head", "eagle3_head"):
 
 
 def test_a_user_sees_no_warning_of_transformers(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    environment.pop("TRANSFORMERS_VERBOSITY", None)
+    variables = environment()
+    variables.pop("TRANSFORMERS_VERBOSITY", None)
     # A pad token, which the shipped tokenizer has not, would be the test's own affair.
     script = EVERYTHING.replace("    ids = model", "    model.tokenizer.pad_token_id = 0\n    ids = model", 1)
     done = subprocess.run(
-        [sys.executable, "-c", script, ROOT / "examples" / "tiny_pair"],
+        [sys.executable, "-c", script, PAIR],
         capture_output=True,
         text=True,
-        env=environment,
+        env=variables,
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
