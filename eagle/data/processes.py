@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import multiprocessing
+from transformers.utils import logging as transformers_logging
 
 from eagle import interrupts
 from eagle.data.answers import Answer, Author, Question
@@ -169,6 +170,8 @@ def _answer(author: Callable[[Place], Author], place: Place, end: Any) -> None:
     """Answer in a process of its own, which ends with its parent."""
     questions = _Questions(end)
     torch.set_num_threads(place.threads)
+    # Bars would be on top of each other, and their locks outlive a process that is ended.
+    transformers_logging.disable_progress_bar()
     try:
         made = author(place)
         made.tokens_made = end.send

@@ -27,6 +27,8 @@ def config_of(settings: Settings, target: PreTrainedConfig) -> EConfig:
     """
     if settings.configpath is None:
         config = head_config(settings.kind, target)
+        # Heads draft a tenth more with it: examples/tiny_pair/README.md.
+        config.norm_before_residual = settings.kind == "eagle3" and settings.norm_before_residual is not False
     else:
         path = Path(settings.configpath)
         if not path.is_file():

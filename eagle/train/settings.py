@@ -68,7 +68,9 @@ class Settings:
     )
     norm_before_fc: bool = _about("EAGLE-3.1: one norm over the three features", False)
     fc_norm: bool = _about("EAGLE-3.1: a norm per feature", False)
-    norm_before_residual: bool = _about("EAGLE-3.1: the residual is taken after the norm", False)
+    norm_before_residual: bool | None = _about(
+        "the residual is taken after the norm; default: yes for a new EAGLE-3 head, no with configpath"
+    )
     norm_output: bool = _about("EAGLE-3.1: the state after the last norm goes to the next step", False)
     ttt_length: int | None = _about("unrolled steps of the training-time test; default: 7 for eagle3, 1 for eagle")
     ttt_decay: float = _about("what an unrolled step weighs, of the one before", 0.8)
@@ -88,7 +90,7 @@ class Settings:
     gradient_accumulation_steps: int = _about("micro-batches per optimiser step", 1)
     length: int | None = _about("texts are packed into rows of so many tokens; default: one text per row")
     optimizer: Literal["adamw", "muon"] = _about("muon: matrices by Muon, the rest by AdamW", "adamw")
-    lr: float | None = _about("peak learning rate; default: 1e-4 for adamw, 5e-3 for muon")
+    lr: float | None = _about("peak learning rate; default: 1e-4 for adamw; for muon 1e-2 for eagle, 5e-3 for eagle3")
     lm_head_lr: float | None = _about("peak learning rate of an EAGLE-3 head's output matrix; default: lr")
     warmup_steps: int | None = _about("steps until the peak; default: 4 %% of all, at most 500")
     lr_scheduler: Literal["cosine", "linear", "constant"] = _about("what follows the peak", "cosine")
@@ -177,7 +179,9 @@ class Settings:
     @property
     def peak_rate(self) -> float:
         """The highest learning rate."""
-        return self.lr if self.lr is not None else {"adamw": 1e-4, "muon": 5e-3}[self.optimizer]
+        if self.lr is not None:
+            return self.lr
+        return 1e-4 if self.optimizer == "adamw" else {"eagle": 1e-2, "eagle3": 5e-3}[self.kind]
 
     def identity(self, processes: int) -> dict[str, Any]:
         """Return the settings that a run must have in common with what it continues; inputs come on top of them."""
@@ -221,6 +225,9 @@ def parse(argv: Sequence[str] | None, prog: str, about: str, **defaults: Any) ->
     """
     usage = f"{prog} [settings]; {prog} --help lists them"
     parser: ArgumentParser = HfArgumentParser(Settings, usage=usage, prog=prog, description=about, allow_abbrev=False)  # type: ignore[arg-type]
+    for action in parser._actions:
+        if action.dest == "norm_before_residual":
+            action.nargs, action.const = "?", True  # a switch as the others are
     parser.set_defaults(**defaults)
     first = ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")

@@ -11,7 +11,10 @@ LAYERS = 14  # of the target; tap 14 is what its last layer puts out
 RATES = (1e-3, 2e-3, 5e-3, 1e-2)
 USUAL = 5e-3  # what the shipped heads were trained at
 # Equal for all of a kind.
-SETTINGS: dict[str, dict[str, Any]] = {"eagle": {}, "eagle3": {"ttt_length": 4, "draft_vocab_size": 3840}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "eagle": {},
+    "eagle3": {"ttt_length": 4, "draft_vocab_size": 3840, "norm_before_residual": False},
+}
 NAMES = {"eagle": "EAGLE-2", "eagle3": "EAGLE-3"}
 
 

@@ -1,7 +1,6 @@
 """A server writes the answers: many at once, whatever it does to some of them, and refused in words where it cannot."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 from chat_server import chat_server, completion, echo, slowly
 from chat_templates import FAMILIES, tokenizer_of
-from places import ROOT
+from places import ROOT, environment
 
 from eagle.chat import choose_template
 from eagle.data import load, main
@@ -270,8 +269,7 @@ def test_ctrl_c_does_not_wait_for_a_server(tmp_path, target):
             "eagle.data",
             *arguments(source, target, out, server.url, "--concurrency", "4"),
         ]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        running = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        running = subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
         while len(server.bodies) < 14:
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from places import ROOT
 
 from eagle.data import Regeneration, load, prepare
 from eagle.data.answer_file import ANSWERS
-from eagle.data.answers import Answer
+from eagle.data.answers import Answer, Question
 from eagle.data.processes import Place, Processes, places
 
 CHATML = tokenizer_of(FAMILIES["chatml"])
@@ -47,6 +48,16 @@ class Dying(ScriptedAuthor):
                 os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(0.005)
         return super().answer(question)
+
+
+class Counting(ScriptedAuthor):
+    """Answers how many questions it had been given until then."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(CHATML, slots=8)
+
+    def answer(self, question) -> Answer:
+        return replace(super().answer(question), text=str(len(self.asked)))
 
 
 def refusing(words: str, place: Place) -> ScriptedAuthor:
@@ -98,6 +109,21 @@ def test_processes_make_the_folder_of_one_and_all_of_them_answer(answered, tmp_p
     assert sum(ends.values()) == 90 and min(ends.values()) > 20
 
 
+def test_a_process_waits_for_questions_that_are_under_way(forked):
+    waiting, first = (
+        iter([Question(i, 0, f"{i}", f"{i:x}", [{"role": "user", "content": "?"}], [1]) for i in range(40)]),
+        [],
+    )
+
+    def slowly() -> Question | None:
+        time.sleep(0.01)
+        return next(waiting, None)
+
+    for answer in Processes(Counting, 2, batch=8).write(slowly):
+        first.append(int(answer.text))
+    assert len(first) == 40 and min(first) == 8  # none began with fewer than it writes at once
+
+
 def test_a_process_that_dies_is_named_and_the_answers_of_all_are_kept(answered, tmp_path, forked):
     make = partial(Dying, str(tmp_path / "once"))
     with pytest.raises(RuntimeError, match=r"process \d of 2 has died \(SIGKILL\): the same command goes on"):
@@ -117,6 +143,7 @@ def test_what_a_process_is_refused_with_is_said_here(forked):
 
 PARENT = """
 import time
+from dataclasses import replace
 from functools import partial
 from authors import PlainAuthor
 from eagle.data.processes import Processes

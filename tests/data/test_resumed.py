@@ -318,6 +318,11 @@ def test_a_line_that_is_torn_at_any_byte_loses_itself_alone(tmp_path):
         assert found(path, 4) == ([*answers[:3], None] if cut >= last else [None] * 4)
         filled(path, 4)
         assert found(path, 4) == answers
+    path.write_bytes(whole + b"x" * 9999)  # a torn line that is longer than what comes after it
+    file = AnswerFile(path, {"how": 1})
+    file.add(Answer(question(4), [4], "short", True))
+    file.close()
+    assert path.read_bytes().startswith(whole) and len(path.read_bytes()) < len(whole) + 300
 
 
 def test_a_damaged_line_is_named_and_asked_anew(tmp_path, caplog):

@@ -73,6 +73,17 @@ def test_a_switch_is_true_or_false(name, value):
         Settings(kind="eagle3", **{name: value})
 
 
+def test_a_switch_with_a_default_of_its_kind_is_given_as_the_others_are(tmp_path):
+    for given, wanted in (([], None), (["--norm-before-residual"], True), (["--norm-before-residual", "false"], False)):
+        assert parse(["--kind", "eagle3", *given], "x", "y").norm_before_residual is wanted
+
+
+def test_the_default_rate_is_the_optimiser_s_and_for_muon_the_kind_s():
+    rates = {(o, k): Settings(optimizer=o, kind=k).peak_rate for o in ("adamw", "muon") for k in ("eagle", "eagle3")}
+    assert list(rates.values()) == [1e-4, 1e-4, 1e-2, 5e-3]
+    assert Settings(optimizer="muon", lr=3e-3).peak_rate == 3e-3
+
+
 def test_target_and_head_have_one_name_each_and_the_former_ones_still_work(tmp_path):
     wanted = Settings(base_model_path="BASE", ea_model_path="HEAD")
     for target in ("--base-model-path", "--base_model_path", "--basepath"):

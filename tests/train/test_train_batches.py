@@ -168,6 +168,8 @@ def test_a_new_head_is_shaped_by_every_flag(tmp_path):
     config = config_of(Settings(kind="eagle3", draft_vocab_size=30, **flags), target)
     assert {name: getattr(config, name) for name in flags} == flags and config.draft_vocab_size == 30
     assert config_of(Settings(kind="eagle3", fc_norm=True), target).fc_norm and not config.fc_norm
+    for kind, said, is_normed in (("eagle3", None, True), ("eagle3", False, False), ("eagle", None, False)):
+        assert config_of(Settings(kind=kind, norm_before_residual=said), target).norm_before_residual is is_normed
     with pytest.raises(ValueError, match="draft_vocab_size=90 exceeds the target's 89 tokens"):
         config_of(Settings(kind="eagle3", draft_vocab_size=90), target)
 
