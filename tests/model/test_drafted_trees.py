@@ -195,3 +195,15 @@ def test_a_perfect_prefix_gives_the_fresh_call_s_tree(tmp_path):
     fresh = decode(generation(model, known[None, :-1]))
     next(fresh)
     assert_same_tree(drafted(late, 0), drafted(next(fresh).tree, 0))
+
+
+@pytest.mark.parametrize(
+    "tree", [{"total_token": 31, "depth": 3, "top_k": 3}, {"tree": "static"}], ids=["whole", "static"]
+)
+@pytest.mark.parametrize("window", [2, 3])
+@pytest.mark.parametrize("replayed", [False, True], ids=["exact", "graphs"])
+def test_a_window_counts_the_positions_of_drafted_nodes_and_not_their_slots(tmp_path, tree, window, replayed):
+    model = ea_model(tmp_path, "llama", "eagle3", head_fields={"windows": [window]}, **tree)
+    ids, mask = prompts(model.base_model, 2)
+    graphs = GraphPool(TapeBackend(), model.ea_layer.tree.nodes + 40) if replayed else None
+    assert check_every_step(model, generation(model, ids, mask, graphs=graphs), ids, mask) >= 3
