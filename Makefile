@@ -19,6 +19,16 @@ BUILDS := setuptools wheel setuptools-scm
 # What `versions` tries beside the newest.
 VERSIONS := $(OLDEST) 5.12.1 5.20.2 5.23.0 $(NEWEST)
 WITH := build/transformers-$(VERSION)
+# The trainers' own packages, each in an environment of its own, and what they need of theirs to write a head on a CPU.
+# One without its dependencies asks for a GPU's, or for a torch of its own.
+INTEROP := build/interop
+TRAINERS := speculators modelopt specforge angelslim
+NEEDS-speculators := speculators==0.9.0
+NEEDS-modelopt := nvidia-modelopt==0.47.0 transformers==5.14.1 accelerate peft datasets requests
+NEEDS-specforge := transformers==5.8.1 accelerate numpy psutil pydantic pyyaml tqdm
+NEEDS-angelslim := transformers==5.8.1 datasets numpy pillow tqdm
+ALONE-specforge := specforge==0.2.0 yunchang==0.6.4
+ALONE-angelslim := angelslim==0.5.0
 # Test files with marks of it; others may import what the oldest transformers does not have.
 CONTRACT = $(shell grep -rlE "mark\.contract|^from contract import" --include="test_*.py" tests)
 # Every pip that runs below, those that tests start too, takes the pinned versions. As a URL, so that folders may have
@@ -33,7 +43,7 @@ say = echo "eagle: $(if $(wildcard $@),bringing $(1) up to date,installing $(1)$
 pip = $(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off $(1) >$(LOG) 2>&1 || \
 	{ tail -n 15 $(LOG) | cut -c 1-200 >&2; echo "eagle: pip failed; all it said is in $(LOG)" >&2; exit 1; }
 
-.PHONY: demo test test-oldest test-newest test-with versions nightly lint bench docs lock clean
+.PHONY: demo test test-oldest test-newest test-with versions nightly interop lint bench docs lock clean
 
 demo: $(CORE) ## a real trained pair: tokens per step, speeds, equal ids
 	$(BIN)/python examples/quickstart.py
@@ -66,6 +76,9 @@ versions: $(ALL) ## the same with several, and the table in docs/versions.md fro
 
 nightly: $(ALL) ## full products of the cases that `test` runs pairwise
 	$(BIN)/python -m pytest -n 2
+
+interop: $(ALL) $(TRAINERS:%=$(INTEROP)/%/.installed) ## heads written and read by the trainers' own packages
+	$(BIN)/python -m pytest -n 2 tests/interop
 
 lint: $(ALL) ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -116,6 +129,19 @@ build/transformers-%/.installed: | $(ALL)
 	grep -E "^(torch|setuptools|wheel)==" constraints.txt >$(@D)/constraints.txt
 	echo "eagle: installing transformers $* in $(@D)"
 	PIP_CONSTRAINT=$(@D)/constraints.txt $(call pip,--target $(@D) "transformers==$*")
+	touch $@
+
+# torchvision and torchaudio come for another torch than a CPU's, and would stop transformers from being imported.
+$(INTEROP)/%/.installed: | $(ALL)
+	rm -rf $(@D)
+	mkdir -p $(INTEROP)
+	echo "torch==$(TORCH)" >$(INTEROP)/constraints.txt
+	echo "eagle: installing $* in $(@D), about 1.5 GB"
+	$(PYTHON) -m venv $(@D)
+	PIP_CONSTRAINT=$(INTEROP)/constraints.txt $(@D)/bin/python -m pip install --no-input --progress-bar off \
+		torch==$(TORCH) safetensors $(NEEDS-$*) >$(@D).log 2>&1 || { tail -n 15 $(@D).log | cut -c 1-200 >&2; exit 1; }
+	test -z "$(ALONE-$*)" || PIP_CONSTRAINT= $(@D)/bin/python -m pip install --no-input --no-deps $(ALONE-$*) >>$(@D).log 2>&1
+	$(@D)/bin/python -m pip uninstall --yes torchvision torchaudio >>$(@D).log 2>&1
 	touch $@
 
 build/transformers-/.installed:

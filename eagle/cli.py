@@ -1,4 +1,4 @@
-"""The `eagle` command: whether trees are verified exactly on a model (`doctor`), how fast they are (`bench`, `curves`).
+"""The `eagle` command: whether a base and a head are what they should be (`doctor`), how fast they are (`bench`), ….
 
 All but `doctor` have command lines of their own, which load torch: they are imported when they are called.
 """
@@ -11,6 +11,7 @@ import sys
 from importlib import import_module
 
 ELSEWHERE = {
+    "convert": ("eagle.convert", "write a head of any trainer as this package, vLLM or SGLang reads it"),
     "bench": ("eagle.evaluation.bench", "measure a pair against generate and plain decoding"),
     "curves": ("eagle.evaluation.curves", "time a step over tree size, depth, batch size and context length"),
     "processor": ("eagle.evaluation.processor", "time linear products on this CPU: what compile=True and bf16 bring"),
@@ -23,7 +24,11 @@ def parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser("doctor", help="check in seconds whether a base model, and a head, are supported")
     doctor.add_argument("--base-model-path", "--base", required=True, help="folder or Hub id of the base model")
-    doctor.add_argument("--ea-model-path", help="folder or Hub id of its draft head")
+    doctor.add_argument("--ea-model-path", "--head", help="folder or Hub id of its draft head, of any trainer")
+    doctor.add_argument("--capture-layers", type=int, nargs="+", help="layers whose inputs the head reads, to try")
+    doctor.add_argument(
+        "--prompts", help="file with one beginning of a text per line, of the kind the head was made for"
+    )
     doctor.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     doctor.add_argument("--device-map", help="auto, cpu, cuda, …")
     doctor.add_argument("--attn-implementation", choices=("sdpa", "eager"))
@@ -40,6 +45,7 @@ def doctor(args: argparse.Namespace) -> int:
     from safetensors import SafetensorError
 
     from eagle.model.checks.diagnosis import Check, Report, diagnose
+    from eagle.model.checks.openings import read_openings
     from eagle.model.ea_model import EaModel
     from eagle.model.support.loading import load_base
 
@@ -47,22 +53,28 @@ def doctor(args: argparse.Namespace) -> int:
     options = {"dtype": args.dtype, **{name: value for name, value in wanted.items() if value is not None}}
     if args.trust_remote_code:
         options["trust_remote_code"] = True
+    about_head = None
     try:
+        openings = read_openings(args.prompts) if args.prompts is not None else None
         if args.ea_model_path is None:
             report = diagnose(load_base(args.base_model_path, options))
         else:
-            model = EaModel.from_pretrained(
-                base_model_path=args.base_model_path, ea_model_path=args.ea_model_path, **options
-            )
+            paths = {"base_model_path": args.base_model_path, "ea_model_path": args.ea_model_path}
+            model = EaModel.from_pretrained(**paths, capture_layers=args.capture_layers, **options)
             report = model.self_check()
+            about_head = model.head_check(openings)
     except (ImportError, ValueError, OSError, RuntimeError, AssertionError, SafetensorError) as refusal:
         words = str(refusal).partition("\n")[0]  # transformers goes on with a list of all it knows
         report = Report(args.base_model_path, (Check("loading", False, words),), 0.0)
+    passed = report.passed and (about_head is None or about_head.passed)
     if args.json:
-        sys.stdout.write(json.dumps({**dataclasses.asdict(report), "passed": report.passed}) + "\n")
+        found = {**dataclasses.asdict(report), "passed": passed}
+        if about_head is not None:
+            found["head"] = {**dataclasses.asdict(about_head), "passed": about_head.passed}
+        sys.stdout.write(json.dumps(found) + "\n")
     else:
-        sys.stdout.write(f"{report}\n")
-    return 0 if report.passed else 1
+        sys.stdout.write(f"{report}\n" + (f"{about_head}\n" if about_head is not None else ""))
+    return 0 if passed else 1
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,14 +14,15 @@ ROOT = Path(eagle.__file__).parent
 ORDER = """
     eagle: files interrupts chat
     eagle.model: kinds choices tree configs stats sampling cache_layer kv_cache verify head
-    eagle.model.dialects: weights fields token_maps checkpoint
+    eagle.model.dialects: weights keys safeailab specforge angelslim model_optimizer speculators vllm_eagle known
+    eagle.model.dialects: fields vocabulary token_maps checkpoint layouts publish
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
-    eagle.model: target target_features draft_state drafter cache_reuse request_state walk step
+    eagle.model: target target_features draft_state draft_window drafter cache_reuse request_state walk step
     eagle.model.adaptive: costs profile cost_file trees prepared chooser
     eagle.model: decoding
     eagle.model.graphs: static_cache static_draft_state device_step pool replay
     eagle.model.call: inputs settings prepare reference output facade
-    eagle.model.checks: self_check diagnosis
+    eagle.model.checks: self_check diagnosis openings chains head_diagnosis
     eagle.model: utils draft_vocabulary pair ea_model
     eagle.data: answers rows sources samples tensor_files shards folder writer features batches
     eagle.data: answer_file answer_rules dialogues interview continuous batched regenerate endpoint processes
@@ -35,7 +36,7 @@ ORDER = """
     eagle.traineagle3: main
     eagle.evaluation: synthetic prompts pairs methods model_meter measure report curve_points plots
     eagle.evaluation: bench curves memory conversation processor spec_bench
-    eagle: cli
+    eagle: convert cli
 """
 LINES = [line.strip().split(": ") for line in ORDER.strip().splitlines()]
 NAMES = [f"{folder}.{name}" for folder, names in LINES for name in names.split()]

@@ -3,13 +3,15 @@
 Knows published `config.json` fields; knows no tensors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig
 
 from eagle.model.choices import mc_sim_7b_63
-from eagle.model.kinds import number, shown, whole
+from eagle.model.kinds import are_whole, number, shown, switch, whole
 from eagle.model.tree import StaticLevel, static_levels
 
 # Fields of an EAGLE-3 head that change its arithmetic (EAGLE-3.1), all off in EAGLE-3 itself.
@@ -32,6 +34,9 @@ class EConfig(LlamaConfig):  # type: ignore[misc]
         norm_output: the hidden state fed to the next draft step is the one after `norm`.
         tap_layers: decoder layers whose *inputs* are the features, any number of them; n of a target of n layers is
             the output of its last layer, before the final norm. None means 2, n//2, n-3.
+        use_aux_hidden_state: off in EAGLE-3 heads without `fc`, which read the target's last hidden state instead.
+        qk_norm: an RMSNorm of queries and keys, `q_norm` and `k_norm`, before they are rotated.
+        windows: per layer how many positions it sees, its own included, None for all; None means all in every layer.
     """
 
     model_type = "eagle_head"
@@ -45,10 +50,15 @@ class EConfig(LlamaConfig):  # type: ignore[misc]
     fc_norm: bool = False
     norm_output: bool = False
     tap_layers: list[int] | None = None
+    use_aux_hidden_state: bool = True
+    qk_norm: bool = False
+    windows: list[int | None] | None = None
 
     @property
     def taps_count(self) -> int:
         """How many layers an EAGLE-3 head reads."""
+        if not self.use_aux_hidden_state:
+            return 1
         return len(self.tap_layers) if self.tap_layers else 3
 
 
@@ -62,10 +72,40 @@ def tapped_layers(config: EConfig, target_layers: int) -> tuple[int, ...]:
     if sorted(set(taps)) != list(taps) or not 0 <= taps[0] <= taps[-1] <= target_layers:
         raise ValueError(
             f"tap_layers={list(taps)} do not name rising layers, from 0 to the last one's output {target_layers}, of a "
-            f"target with {target_layers} layers; the default (2, n//2, n-3) needs at least 7: set tap_layers in the "
-            f"head's config.json"
+            f"target with {target_layers} layers; the default (2, n//2, n-3) needs at least 7: pass capture_layers, or "
+            f"set tap_layers in the head's config.json"
         )
     return taps
+
+
+def overridden(
+    config: EConfig, capture_layers: Sequence[int] | None = None, changes: Mapping[str, Any] | None = None
+) -> EConfig:
+    """Return a head's configuration with what the caller knows better.
+
+    Args:
+        config: stays as it is.
+        capture_layers: layers whose inputs are read; None leaves them.
+        changes: flags of `EAGLE3_FLAGS`, and `rope_theta`.
+
+    Raises:
+        ValueError: no layers, or something else than these.
+    """
+    config = deepcopy(config)
+    if capture_layers is not None:
+        if not are_whole(capture_layers) or not list(capture_layers):
+            raise ValueError(f"capture_layers={shown(capture_layers)} must be a list of layers")
+        config.tap_layers = list(capture_layers)
+    for name, value in (changes or {}).items():
+        if name == "rope_theta":
+            if number(name, value) <= 0:
+                raise ValueError(f"rope_theta={shown(value)} must be above 0")
+            config.rope_parameters = {**config.rope_parameters, name: value}
+        elif name in EAGLE3_FLAGS:
+            setattr(config, name, switch(name, value))
+        else:
+            raise ValueError(f"{name}={shown(value)} cannot be set, only {', '.join(EAGLE3_FLAGS)} and rope_theta")
+    return config
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:

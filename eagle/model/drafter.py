@@ -19,6 +19,7 @@ from torch import nn
 
 from eagle.model.configs import TreeConfig
 from eagle.model.draft_state import BaseDraftState, DraftState
+from eagle.model.draft_window import DraftWindow
 from eagle.model.head import DraftHead
 from eagle.model.kinds import whole
 from eagle.model.kv_cache import BaseKVCache, KVCache
@@ -196,7 +197,12 @@ class Drafter(nn.Module):
             if cache.has_pads:
                 # An entry among the pads sees nothing, which softmax turns into NaN: it looks at everything instead.
                 mask_BSC = mask_BSC | ~mask_BSC.any(-1, keepdim=True)
-        return self._step(cache, hidden_BSD, tokens_BS, positions_BS, mask_BSC)
+        return self._step(cache, hidden_BSD, tokens_BS, positions_BS, mask_BSC, self._window(cache))
+
+    def _window(self, cache: BaseKVCache) -> DraftWindow | None:
+        """Return what narrows the masks of one run over the cache, None where every layer sees everything."""
+        windows = self.head.config.windows
+        return DraftWindow(windows, cache) if windows and any(windows) else None
 
     def _level_positions(self, cache: BaseKVCache, levels: int, device: torch.device) -> torch.Tensor:
         """Return the position [L, B, 1] that the nodes of each level share."""
@@ -209,22 +215,33 @@ class Drafter(nn.Module):
         tokens_BS: torch.Tensor,
         positions_BS: torch.Tensor,
         mask_BSC: torch.Tensor | None,
+        window: DraftWindow | None,
     ) -> torch.Tensor:
         """Run the head over new entries behind those that are there; without a mask each sees all slots."""
-        mask = None if mask_BSC is None else mask_BSC[:, None]
+        masks = window.masks(positions_BS, mask_BSC) if window is not None else [mask_BSC] * self.head.layers_count
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             k, v = cache.update(k, v, layer)
+            mask_BSC = masks[layer]
+            mask = None if mask_BSC is None else mask_BSC[:, None]
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
-        return self.head(self._embed(tokens_BS).to(hidden_BSD), hidden_BSD, positions_BS, attend)
+        return self.head(self.embeddings(tokens_BS).to(hidden_BSD), hidden_BSD, positions_BS, attend)
+
+    def embeddings(self, tokens_BS: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings [B, S, D] that the head reads: its own, or the target's."""
+        return self._embed(tokens_BS)
+
+    def logits(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+        """Return logits [B, S, W] over the draft vocabulary, the head's own or the target's."""
+        logits_BSW = self.head.logits(hidden_BSD)
+        if logits_BSW is None:
+            logits_BSW = self._output_logits(self.head.normed(hidden_BSD)).to(hidden_BSD.device)
+        return logits_BSW
 
     def _children(self, hidden_BSD: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return log-probabilities and target ids [B, S, count] of the likeliest next tokens."""
-        logits_BSW = self.head.logits(hidden_BSD)
-        if logits_BSW is None:
-            logits_BSW = self._output_logits(hidden_BSD).to(hidden_BSD.device)
-        scores_BSK, draft_ids_BSK = likeliest(logits_BSW, count)
+        scores_BSK, draft_ids_BSK = likeliest(self.logits(hidden_BSD), count)
         return scores_BSK, self.head.target_ids(draft_ids_BSK)
 
     def _grow(self, cache: BaseKVCache, hidden_BD: torch.Tensor, tree: TreeConfig) -> Candidates:
@@ -238,12 +255,12 @@ class Drafter(nn.Module):
         eye_BKK = torch.eye(width, dtype=torch.bool, device=device).expand(batch, -1, -1)
         place_BK = torch.arange(width, device=device).expand(batch, -1)
         # The root's children see what is committed.
-        parent_BKC = cache.committed(width, device)
+        parent_BKC, window = cache.committed(width, device), self._window(cache)
         all_scores, all_tokens, expanded = [scores_BK], [tokens_BK], []
         for depth in range(tree.depth):
             cache.offset = depth * width
             mask_BKC = cache.mask(eye_BKK, parent_BKC)
-            hidden_BKD = self._step(cache, hidden_BKD, tokens_BK, positions[depth], mask_BKC)
+            hidden_BKD = self._step(cache, hidden_BKD, tokens_BK, positions[depth], mask_BKC, window)
             logp_BKK, children_BKK = self._children(hidden_BKD, width)
             all_scores.append((scores_BK[..., None] + logp_BKK).flatten(1))
             all_tokens.append(children_BKK.flatten(1))
@@ -271,7 +288,7 @@ class Drafter(nn.Module):
         """EAGLE-1: fill a fixed tree; every level expands the nodes that have children in it."""
         batch, device = len(hidden_BD), hidden_BD.device
         out_BSD, scores_BS = hidden_BD[:, None], hidden_BD.new_zeros(batch, 1, dtype=torch.float32)
-        mask_BSC = cache.committed(1, device)
+        mask_BSC, window = cache.committed(1, device), self._window(cache)
         tokens_BS = torch.zeros(batch, 1, dtype=torch.int64, device=device)
         all_scores: list[torch.Tensor] = []
         all_tokens: list[torch.Tensor] = []
@@ -287,7 +304,7 @@ class Drafter(nn.Module):
                 mask_BSC = cache.mask(eye_BSS, mask_BSC[:, expand])
                 written += len(expand)
                 positions_BS = positions_LB1[depth - 1].expand_as(tokens_BS)
-                out_BSD = self._step(cache, out_BSD[:, expand], tokens_BS, positions_BS, mask_BSC)
+                out_BSD = self._step(cache, out_BSD[:, expand], tokens_BS, positions_BS, mask_BSC, window)
             logp_BSK, children_BSK = self._children(out_BSD, max(level.rank) + 1)
             all_parents.append((first + expand[parent]).expand(batch, -1))
             first = 0 if depth == 0 else first + all_tokens[-1].shape[1]

@@ -7,6 +7,8 @@ is never changed.
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,9 +22,14 @@ from eagle.model.call.output import collected, steps
 from eagle.model.call.prepare import prepare, reusable
 from eagle.model.call.reference import Call, reference_signature, without_defaults
 from eagle.model.checks.diagnosis import Report, diagnose
+from eagle.model.checks.head_diagnosis import HeadReport, diagnose_head
+from eagle.model.checks.openings import sample_texts
 from eagle.model.configs import tree_config
 from eagle.model.decoding import Generation
-from eagle.model.dialects.checkpoint import read_config
+from eagle.model.dialects.checkpoint import read_config, readable
+from eagle.model.dialects.keys import Verifier
+from eagle.model.dialects.layouts import write_layout
+from eagle.model.dialects.publish import push_folder
 from eagle.model.dialects.token_maps import asked_tokens
 from eagle.model.dialects.weights import HUB_KEYWORDS
 from eagle.model.drafter import Drafter
@@ -54,6 +61,8 @@ class EaModel(Facade, nn.Module):
         threshold: drop nodes with a smaller cumulative probability; 1.0 drops none.
         ea_layer_state_dict: the head's tensors, where they are loaded already.
         tree: "dynamic" (EAGLE-2 and 3), "static" (EAGLE-1), or a list of root-to-node paths.
+        capture_layers: layers whose inputs an EAGLE-3 head reads, in place of those that its configuration names; n of
+            a base of n layers is its last layer's output.
         token_map: tokens that an EAGLE-1/2 head drafts, so that draft levels multiply less of the output matrix: their
             ids, a file of them (`token_map.pt`, FR-Spec's `freq_*.pt`), or `ORG/REPO/FILE` of the Hub. None takes the
             map that lies with the head, if any, where it is faster here; False takes all tokens.
@@ -81,6 +90,7 @@ class EaModel(Facade, nn.Module):
         ea_layer_state_dict: dict[str, torch.Tensor] | None = None,
         *,
         tree: str | Sequence[Sequence[int]] = "dynamic",
+        capture_layers: Sequence[int] | None = None,
         token_map: str | PathLike[str] | Sequence[int] | torch.Tensor | bool | None = None,
         compile: bool = False,
         cuda_graphs: bool = False,
@@ -90,10 +100,18 @@ class EaModel(Facade, nn.Module):
         trees = tree_config(total_token, depth, top_k, threshold, tree)
         _check_options(use_eagle3, compile=compile, cuda_graphs=cuda_graphs)
         tokens = asked_tokens(token_map, **{name: hub[name] for name in MAP_KEYWORDS if name in hub})
-        state = ea_layer_state_dict
-        pair = load_pair(base_model, ea_model_path, trees, use_eagle3=use_eagle3, state=state, tokens=tokens, hub=hub)
+        pair = load_pair(
+            base_model,
+            ea_model_path,
+            trees,
+            use_eagle3=use_eagle3,
+            capture_layers=capture_layers,
+            state=ea_layer_state_dict,
+            tokens=tokens,
+            hub=hub,
+        )
         self.target, self.ea_layer, self._taps = pair.target, pair.drafter, pair.taps
-        self.use_eagle3 = pair.is_eagle3
+        self.use_eagle3, self._described, self._head_path = pair.is_eagle3, pair.described, str(ea_model_path)
         self.base_model = pair.target.model  # of a PEFT wrapper the causal LM inside, adapter in place
         self.base_model_name_or_path = base_model_name_or_path
         self.config = self.base_model.config
@@ -120,6 +138,7 @@ class EaModel(Facade, nn.Module):
         threshold: float = 1.0,
         *,
         tree: str | Sequence[Sequence[int]] = "dynamic",
+        capture_layers: Sequence[int] | None = None,
         token_map: str | PathLike[str] | Sequence[int] | torch.Tensor | bool | None = None,
         compile: bool = False,
         cuda_graphs: bool = False,
@@ -128,8 +147,8 @@ class EaModel(Facade, nn.Module):
         """Load a base model and a draft head.
 
         Args:
-            use_eagle3, total_token, depth, top_k, threshold, tree, token_map, compile, cuda_graphs: see the
-                class.
+            use_eagle3, total_token, depth, top_k, threshold, tree, capture_layers, token_map, compile, cuda_graphs: see
+                the class.
             base_model_path: folder or Hub id of any decoder-only causal LM.
             ea_model_path: folder or Hub id of the head, or its `config.json`.
             kwargs: passed to the base model's `from_pretrained` (`torch_dtype`, `device_map`, `attn_implementation`,
@@ -147,6 +166,7 @@ class EaModel(Facade, nn.Module):
         paths = (str(base_model_path), str(ea_model_path))
         more: dict[str, Any] = {
             "tree": tree,
+            "capture_layers": capture_layers,
             "token_map": token_map,
             "compile": compile,
             "cuda_graphs": cuda_graphs,
@@ -170,6 +190,72 @@ class EaModel(Facade, nn.Module):
     def self_check(self) -> Report:
         """Check on this very model, in seconds, that trees are verified exactly; the report says why not."""
         return diagnose(self.base_model, self._taps)
+
+    def head_check(self, openings: Sequence[str] | None = None) -> HeadReport:
+        """Try what else the head's file could mean on text that the base model writes, and say what drafts best.
+
+        Args:
+            openings: beginnings of texts of the kind that the head was made for; None takes some of its own.
+        """
+        with self.target.lock:
+            texts = sample_texts(self.target, openings, lambda: self.tokenizer)
+            paths = (self.base_model_name_or_path, self._head_path)
+            return diagnose_head(self.target, self.ea_layer, self._described, texts, paths)
+
+    def save_pretrained(self, save_directory: str | PathLike[str], layout: str = "eagle") -> None:
+        """Write the head, with a model card; `from_pretrained` takes the folder as `ea_model_path`.
+
+        Args:
+            save_directory: folder, empty or not there.
+            layout: "eagle", "speculators" (what vLLM reads) or "sglang".
+
+        Raises:
+            ValueError: an unknown layout, or a folder that holds something.
+            NotImplementedError: whoever reads the layout would read another head.
+        """
+        self._written(Path(save_directory), layout, None)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        layout: str = "eagle",
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Upload the head, with a model card, to a Hub repository; return the address of the commit.
+
+        Args:
+            repo_id: `OWNER/NAME`; made where it is not there.
+            layout: as in `save_pretrained`.
+            private, token, revision, commit_message: as everywhere in transformers.
+
+        Raises:
+            ValueError, NotImplementedError: as `save_pretrained`, or no name of a repository.
+            OSError: it may not be written, or the Hub cannot be reached.
+        """
+        with TemporaryDirectory() as folder:
+            self._written(Path(folder) / "head", layout, repo_id)
+            return push_folder(
+                Path(folder) / "head",
+                repo_id,
+                private=private,
+                token=token,
+                revision=revision,
+                message=commit_message,
+            )
+
+    def _written(self, folder: Path, layout: str, here: str | None) -> None:
+        verifier = Verifier(
+            self.base_model_name_or_path,
+            tuple(self.config.architectures or (type(self.base_model).__name__,)),
+            len(self.target.layers),
+            getattr(self.target.config, "max_position_embeddings", None),
+            readable(self.base_model.get_input_embeddings()),
+        )
+        write_layout(self.ea_layer.head, folder, layout, verifier, self.target.config, here=here)
 
     def free(self) -> None:
         """Free the caches that calls leave for the next one: the pool's, and those of `prefix`."""

@@ -8,12 +8,13 @@ Shapes: B batch, S tokens, D head width, F feature width, W draft vocabulary, H 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from eagle.model.configs import EConfig
+from eagle.model.configs import EConfig, tapped_layers
 
 # (layer number, queries [B,H,S,E], keys [B,Hk,S,E], values [B,Hk,S,E]) -> [B,H,S,E]
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -32,11 +33,16 @@ class HeadAttention(nn.Module):
         self.k_proj = nn.Linear(width, kv_heads * self.head_dim, bias=bias)
         self.v_proj = nn.Linear(width, kv_heads * self.head_dim, bias=bias)
         self.o_proj = nn.Linear(heads * self.head_dim, config.hidden_size, bias=config.attention_bias)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
 
     def forward(self, x_BSX: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], attend: Attend) -> torch.Tensor:
         """Return attention's output [B, S, D] for inputs [B, S, X] and rotary (cos, sin)."""
         shape = (*x_BSX.shape[:2], -1, self.head_dim)
         q, k, v = (proj(x_BSX).view(shape).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = apply_rotary_pos_emb(q, k, *rotary)
         return self.o_proj(attend(self.index, q, k, v).transpose(1, 2).flatten(2))
 
@@ -130,6 +136,10 @@ class DraftHead(nn.Module):
         """Decoder layers of the head, usually one."""
         return int(self.config.num_hidden_layers)
 
+    def taps(self, target_layers: int) -> tuple[int, ...] | str:
+        """Return what is read of a target of so many layers; "last" is its last hidden state."""
+        return "last"
+
     def fuse(self, features_BSF: torch.Tensor) -> torch.Tensor:
         """Turn target features into hidden states [B, S, D]."""
         raise NotImplementedError
@@ -148,8 +158,12 @@ class DraftHead(nn.Module):
         raise NotImplementedError
 
     def logits(self, hidden_BSD: torch.Tensor) -> torch.Tensor | None:
-        """Return draft logits [B, S, W], or None where the target's output matrix gives them."""
+        """Return draft logits [B, S, W], or None where the target's output transform of `normed` gives them."""
         raise NotImplementedError
+
+    def normed(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+        """Return what the output matrix reads of `forward`'s hidden states."""
+        return hidden_BSD
 
     def target_ids(self, draft_ids: torch.Tensor) -> torch.Tensor:
         """Add the offsets `d2t` where the draft vocabulary is a part of the target's."""
@@ -212,22 +226,31 @@ class EagleHead(DraftHead):
 
 
 class Eagle3Head(DraftHead):
-    """The head of EAGLE-3 (arXiv 2503.01840 section 3): fused features, own output matrix, draft vocabulary."""
+    """The head of EAGLE-3 (arXiv 2503.01840 section 3): fused features, own output matrix, draft vocabulary.
+
+    Layers after the first are those of EAGLE-1/2: they read hidden states alone.
+
+    Args:
+        own_output: whether the checkpoint has an output matrix; without one the target's is used.
+    """
 
     kind = "EAGLE-3"
 
-    def __init__(self, config: EConfig, own_embeddings: bool = False) -> None:
+    def __init__(self, config: EConfig, own_embeddings: bool = False, own_output: bool = True) -> None:
         super().__init__(config, own_embeddings)
         size, eps = config.hidden_size, config.rms_norm_eps
         self.target_size = config.target_hidden_size or size
-        self.fc = nn.Linear(config.taps_count * self.target_size, size, bias=False)
+        if config.use_aux_hidden_state:
+            self.fc = nn.Linear(config.taps_count * self.target_size, size, bias=False)
         if config.norm_before_fc:
             self.input_norm = nn.RMSNorm(config.taps_count * self.target_size, eps=eps)
         if config.fc_norm:
             self.fc_norm = nn.ModuleList(nn.RMSNorm(self.target_size, eps=eps) for _ in range(config.taps_count))
         self.midlayer = Eagle3Layer(config)
+        self.layers = nn.ModuleDict({str(i): EagleLayer(config, i) for i in range(1, config.num_hidden_layers)})
         self.norm = nn.RMSNorm(size, eps=eps)
-        self.lm_head = nn.Linear(size, self.draft_size, bias=False)
+        if own_output:
+            self.lm_head = nn.Linear(size, self.draft_size, bias=False)
         if self.draft_size != config.vocab_size:
             self.d2t = nn.Buffer(torch.zeros(self.draft_size, dtype=torch.int64))
             self.t2d = nn.Buffer(torch.zeros(config.vocab_size, dtype=torch.bool))
@@ -237,8 +260,17 @@ class Eagle3Head(DraftHead):
         """Rows of the head's output matrix."""
         return int(self.config.draft_vocab_size or self.config.vocab_size)
 
+    def taps(self, target_layers: int) -> tuple[int, ...] | str:
+        """Return the layers whose inputs are read; see `tapped_layers`."""
+        return tapped_layers(self.config, target_layers) if self.config.use_aux_hidden_state else "last"
+
     def fuse(self, features_BSF: torch.Tensor) -> torch.Tensor:
-        """Return `fc` over the concatenated features, normed first where the configuration says so."""
+        """Return `fc` over the concatenated features, normed first where the configuration says so.
+
+        A head without `fc` takes the features as they are.
+        """
+        if not self.config.use_aux_hidden_state:
+            return features_BSF
         if self.config.norm_before_fc:
             features_BSF = self.input_norm(features_BSF)
         if self.config.fc_norm:
@@ -250,9 +282,16 @@ class Eagle3Head(DraftHead):
         self, embeds_BSD: torch.Tensor, hidden_BSD: torch.Tensor, position_ids_BS: torch.Tensor, attend: Attend
     ) -> torch.Tensor:
         """Return hidden states [B, S, D] before `norm`, or after it with `norm_output`; see `DraftHead.forward`."""
-        hidden_BSD = self.midlayer(embeds_BSD, hidden_BSD, self.rotary_emb(hidden_BSD, position_ids_BS), attend)
+        rotary = self.rotary_emb(hidden_BSD, position_ids_BS)
+        hidden_BSD = self.midlayer(embeds_BSD, hidden_BSD, rotary, attend)
+        for layer in self.layers.values():
+            hidden_BSD = layer(hidden_BSD, rotary, attend)
         return self.norm(hidden_BSD) if self.config.norm_output else hidden_BSD
 
-    def logits(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
-        """Return draft logits [B, S, W] over the draft vocabulary."""
-        return self.lm_head(hidden_BSD if self.config.norm_output else self.norm(hidden_BSD))
+    def normed(self, hidden_BSD: torch.Tensor) -> torch.Tensor:
+        """Return hidden states [B, S, D] after `norm`."""
+        return hidden_BSD if self.config.norm_output else self.norm(hidden_BSD)
+
+    def logits(self, hidden_BSD: torch.Tensor) -> Any:
+        """Return draft logits [B, S, W] over the draft vocabulary, None without an output matrix of its own."""
+        return self.lm_head(self.normed(hidden_BSD)) if hasattr(self, "lm_head") else None

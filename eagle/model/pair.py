@@ -1,6 +1,6 @@
 """A target and a head that fits it, checked, loaded and ready to draft: what stands before there is an `EaModel`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal
@@ -10,13 +10,13 @@ import torch
 from eagle.model.adaptive.chooser import Adaptation
 from eagle.model.adaptive.profile import Recorder
 from eagle.model.checks.diagnosis import checked_target
-from eagle.model.configs import TreeConfig, tapped_layers
-from eagle.model.dialects.checkpoint import build_head, check_embeddings, read_config, share
+from eagle.model.configs import TreeConfig, overridden
+from eagle.model.dialects.checkpoint import HeadDescription, build_head, check_embeddings, describe, readable, share
 from eagle.model.dialects.token_maps import head_tokens
 from eagle.model.dialects.weights import HUB_KEYWORDS, read_weights
 from eagle.model.draft_vocabulary import choose_draft_vocabulary
 from eagle.model.drafter import Drafter
-from eagle.model.head import DraftHead, EagleHead
+from eagle.model.head import DraftHead, Eagle3Head, EagleHead
 from eagle.model.kinds import shown
 from eagle.model.support.gradients import without_gradients
 from eagle.model.support.prepack import PrepackedLinears, packed
@@ -31,16 +31,18 @@ class Pair:
         target: the base model.
         drafter: grows trees.
         taps: which features the drafter reads.
+        described: what the head's `config.json` says.
     """
 
     target: TargetModel
     drafter: Drafter
     taps: Taps
+    described: HeadDescription
 
     @property
     def is_eagle3(self) -> bool:
-        """Whether the head reads several layers."""
-        return self.taps != "last"
+        """Whether the head is of EAGLE-3."""
+        return isinstance(self.drafter.head, Eagle3Head)
 
     def packed(self) -> tuple[PrepackedLinears, ...]:
         """Pack the linear layers of both for this processor."""
@@ -61,6 +63,7 @@ def load_pair(
     trees: TreeConfig,
     *,
     use_eagle3: bool | None = None,
+    capture_layers: Sequence[int] | None = None,
     state: Mapping[str, torch.Tensor] | None = None,
     tokens: torch.Tensor | Literal[False] | None = None,
     hub: Mapping[str, Any],
@@ -72,6 +75,7 @@ def load_pair(
         ea_model_path: folder or Hub id of the head, or its `config.json`.
         trees: how trees grow.
         use_eagle3: the kind of head that is expected; None takes either.
+        capture_layers: layers whose inputs an EAGLE-3 head reads, whatever its configuration says.
         state: the head's tensors, where they are loaded already.
         tokens: ids [W] that an EAGLE-1/2 head drafts; None leaves it to what lies with the head, False means all.
         hub: keywords of the head's download.
@@ -87,12 +91,24 @@ def load_pair(
     if state is not None and not isinstance(state, Mapping):
         raise ValueError(f"ea_layer_state_dict={shown(state)} must hold the head's tensors by name")
     target, ea_model_path = checked_target(base_model), str(ea_model_path)
-    config = read_config(ea_model_path, **hub)
+    described = describe(ea_model_path, **hub)
+    config = overridden(described.config, capture_layers)
     # The weights are not kept in a variable: the head copies them.
-    head = build_head(config, state if state is not None else read_weights(ea_model_path, **hub), target.config)
+    head = build_head(
+        config,
+        state if state is not None else read_weights(ea_model_path, **hub),
+        target.config,
+        dialect=described.dialect,
+        embeddings_VD=readable(target.model.get_input_embeddings()),
+    )
+    if capture_layers is not None and head.taps(len(target.layers)) == "last":
+        raise ValueError(
+            f"capture_layers={list(capture_layers)}, but {ea_model_path!r} holds an {head.kind} head that reads the "
+            "last hidden state"
+        )
     _check_kind(head, ea_model_path, use_eagle3, tokens)
     check_embeddings(head, target.model)
-    taps: Taps = "last" if isinstance(head, EagleHead) else tapped_layers(head.config, len(target.layers))
+    taps = head.taps(len(target.layers))
     head.to(device=target.device, dtype=target.model.dtype)
     share(head, target.model)
     if isinstance(head, EagleHead) and tokens is not False:
@@ -103,7 +119,7 @@ def load_pair(
     _check_ranks(head, trees)
     drafter = Drafter(head, trees, target.embed, target.output_logits)
     drafter.eval()
-    return Pair(target, drafter, taps)
+    return Pair(target, drafter, taps, described)
 
 
 def _check_kind(

@@ -86,6 +86,13 @@ def new_head(
     return head
 
 
+def _check_trainable(head: DraftHead, path: str) -> None:
+    if any(head.config.windows or ()):
+        raise ValueError(f"{path} holds a head with sliding windows, which can be used, not trained further")
+    if isinstance(head, Eagle3Head) and not (hasattr(head, "fc") and hasattr(head, "lm_head")):
+        raise ValueError(f"{path} holds an EAGLE-3 head without fc or lm_head, which can be used, not trained further")
+
+
 def first_head(
     settings: Settings,
     target: PreTrainedConfig,
@@ -105,6 +112,7 @@ def first_head(
     """
     if settings.ea_model_path is not None:
         head = load_head(settings.ea_model_path, target).float()
+        _check_trainable(head, settings.ea_model_path)
         if isinstance(head, EagleHead) != (settings.kind == "eagle"):
             raise ValueError(f"{settings.ea_model_path} holds an {head.kind} head, kind={settings.kind!r}")
         if settings.draft_vocab_size not in (None, head.draft_size):

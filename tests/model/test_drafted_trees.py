@@ -56,6 +56,16 @@ def test_trees_equal_the_oracle_on_other_targets(tmp_path, name, kind):
         {"norm_output": True},
         {"head_dim": 16},
         {"qkv_bias": True},
+        {"qk_norm": True},
+        {"windows": [5]},
+        {"windows": [2]},
+        {"num_hidden_layers": 2},
+        {"num_hidden_layers": 3, "windows": [None, 4, None], "qk_norm": True},
+        {"use_aux_hidden_state": False},
+        {"own_output": False, "draft_vocab_size": None},
+        {"own_output": False, "draft_vocab_size": None, "norm_output": True},
+        {"tap_layers": [6]},
+        {"tap_layers": [0, 2, 4, 6]},
         {"draft_vocab_size": None},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
     ],
@@ -185,3 +195,15 @@ def test_a_perfect_prefix_gives_the_fresh_call_s_tree(tmp_path):
     fresh = decode(generation(model, known[None, :-1]))
     next(fresh)
     assert_same_tree(drafted(late, 0), drafted(next(fresh).tree, 0))
+
+
+@pytest.mark.parametrize(
+    "tree", [{"total_token": 31, "depth": 3, "top_k": 3}, {"tree": "static"}], ids=["whole", "static"]
+)
+@pytest.mark.parametrize("window", [2, 3])
+@pytest.mark.parametrize("replayed", [False, True], ids=["exact", "graphs"])
+def test_a_window_counts_the_positions_of_drafted_nodes_and_not_their_slots(tmp_path, tree, window, replayed):
+    model = ea_model(tmp_path, "llama", "eagle3", head_fields={"windows": [window]}, **tree)
+    ids, mask = prompts(model.base_model, 2)
+    graphs = GraphPool(TapeBackend(), model.ea_layer.tree.nodes + 40) if replayed else None
+    assert check_every_step(model, generation(model, ids, mask, graphs=graphs), ids, mask) >= 3

@@ -56,7 +56,7 @@ class OracleHead:
     def true_hidden(self, features_SF: Tensor) -> Tensor:
         """Turn target features into what the entries take: EAGLE-3 reduces three layers to one, EAGLE-1/2 does not."""
         features_SF = features_SF.detach().cpu().float()
-        if not self.is_eagle3:
+        if not self.is_eagle3 or "fc.weight" not in self.state:
             return features_SF
         if self.config.get("norm_before_fc"):
             features_SF = self.rms_norm(features_SF, "input_norm")
@@ -74,16 +74,20 @@ class OracleHead:
         cos, sin = angles.cos(), angles.sin()
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
-    def attention(self, x_SD: Tensor) -> Tensor:
-        """Let each entry attend to itself and all entries before it, then project the result."""
+    def attention(self, x_SD: Tensor, layer: str | None = None, window: int | None = None) -> Tensor:
+        """Let each entry attend to itself and the entries before it, so far as it sees, then project the result."""
         heads, kv_heads, width = (self.config[k] for k in ("num_attention_heads", "num_key_value_heads", "head_dim"))
-        prefix = f"{self.layer}.self_attn"
+        prefix = f"{layer or self.layer}.self_attn"
         q_SNH = self.linear(x_SD, f"{prefix}.q_proj").view(-1, heads, width)
         k_SKH = self.linear(x_SD, f"{prefix}.k_proj").view(-1, kv_heads, width)
         v_SKH = self.linear(x_SD, f"{prefix}.v_proj").view(-1, kv_heads, width)
+        if f"{prefix}.q_norm.weight" in self.state:
+            q_SNH, k_SKH = self.rms_norm(q_SNH, f"{prefix}.q_norm"), self.rms_norm(k_SKH, f"{prefix}.k_norm")
         q_SNH = torch.stack([self.rotate(q_NH, position) for position, q_NH in enumerate(q_SNH)])
         k_SKH = torch.stack([self.rotate(k_KH, position) for position, k_KH in enumerate(k_SKH)])
         later_SS = torch.ones(len(x_SD), len(x_SD)).triu(1).bool()
+        if window is not None:
+            later_SS |= torch.ones(len(x_SD), len(x_SD)).tril(-window).bool()
         outputs = []
         for n in range(heads):
             k = n // (heads // kv_heads)
@@ -92,26 +96,36 @@ class OracleHead:
             outputs.append(weights_SS @ v_SKH[:, k])
         return self.linear(torch.cat(outputs, dim=-1), f"{prefix}.o_proj")
 
-    def mlp(self, x_SD: Tensor) -> Tensor:
+    def mlp(self, x_SD: Tensor, layer: str) -> Tensor:
         """Apply the gated feed-forward block."""
-        gate_SI = torch.nn.functional.silu(self.linear(x_SD, f"{self.layer}.mlp.gate_proj"))
-        return self.linear(gate_SI * self.linear(x_SD, f"{self.layer}.mlp.up_proj"), f"{self.layer}.mlp.down_proj")
+        gate_SI = torch.nn.functional.silu(self.linear(x_SD, f"{layer}.mlp.gate_proj"))
+        return self.linear(gate_SI * self.linear(x_SD, f"{layer}.mlp.up_proj"), f"{layer}.mlp.down_proj")
 
     def attended(self, hidden_SD: Tensor, ids: list[int]) -> Tensor:
         """Join hidden states with token embeddings and run the attention half of the layer, residual added."""
         embedding_SD = self.embeddings(ids)
         if not self.is_eagle3:
             x_SD = self.linear(torch.cat([embedding_SD, hidden_SD], dim=-1), "fc")
-            return x_SD + self.attention(x_SD)
+            return x_SD + self.attention(x_SD, window=self.window(0))
         normed_SD = self.rms_norm(hidden_SD, "midlayer.hidden_norm")
         embedding_SD = self.rms_norm(embedding_SD, "midlayer.input_layernorm")
         residual_SD = normed_SD if self.config.get("norm_before_residual") else hidden_SD
-        return residual_SD + self.attention(torch.cat([embedding_SD, normed_SD], dim=-1))
+        return residual_SD + self.attention(torch.cat([embedding_SD, normed_SD], dim=-1), window=self.window(0))
+
+    def window(self, layer: int) -> int | None:
+        """Give how many entries one of a layer's sees, None for all."""
+        return (self.config.get("windows") or [None] * (layer + 1))[layer]
 
     def layer_output(self, hidden_SD: Tensor, ids: list[int]) -> Tensor:
         """Run a whole causal sequence of (hidden state, token) entries, entry t at position t."""
         h_SD = self.attended(hidden_SD, ids)
-        return h_SD + self.mlp(self.rms_norm(h_SD, f"{self.layer}.post_attention_layernorm"))
+        h_SD = h_SD + self.mlp(self.rms_norm(h_SD, f"{self.layer}.post_attention_layernorm"), self.layer)
+        for number in range(1, self.config["num_hidden_layers"]):
+            layer = f"layers.{number}"
+            x_SD = self.rms_norm(h_SD, f"{layer}.input_layernorm")
+            h_SD = h_SD + self.attention(x_SD, layer, self.window(number))
+            h_SD = h_SD + self.mlp(self.rms_norm(h_SD, f"{layer}.post_attention_layernorm"), layer)
+        return h_SD
 
     def fed_back(self, out_SD: Tensor) -> Tensor:
         """Give what a child's entry takes in place of a true feature."""
@@ -120,7 +134,9 @@ class OracleHead:
     def log_probs(self, out_SD: Tensor) -> Tensor:
         """Give log-probabilities over the draft vocabulary."""
         if self.is_eagle3:
-            logits_SV = self.linear(self.rms_norm(out_SD, "norm"), "lm_head")
+            out_SD = self.rms_norm(out_SD, "norm")
+        if "lm_head.weight" in self.state:
+            logits_SV = self.linear(out_SD, "lm_head")
         else:
             logits_SV = self.output_logits(out_SD).detach().float()
             if "d2t" in self.state:

@@ -28,8 +28,9 @@ def random_head(base: Any, kind: str, seed: int = 0, **fields: Any) -> DraftHead
     }
     if kind == "eagle3":
         config["draft_vocab_size"] = target.vocab_size * 2 // 3
+    own_output = fields.pop("own_output", True)
     config = EConfig(**{**config, **fields})
-    head = Eagle3Head(config) if kind == "eagle3" else EagleHead(config)
+    head = Eagle3Head(config, own_output=own_output) if kind == "eagle3" else EagleHead(config)
     with torch.no_grad():
         for weight in head.parameters():
             weight.normal_(1.0 if weight.ndim == 1 else 0.0, 0.15)

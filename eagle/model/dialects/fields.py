@@ -12,6 +12,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from eagle.model.configs import EAGLE3_FLAGS, EConfig
+from eagle.model.dialects.known import dialect_of
+from eagle.model.dialects.model_optimizer import checked_layer
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +23,6 @@ SILENT = (
     "auto_map",
     "model_type",
     "transformers_version",
-    "use_sliding_window",
-    "max_window_layers",
     "target_model_type",
     "torch_dtype",
     "torchscript",
@@ -32,16 +32,6 @@ OLDER = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 ROPES = ("rope_scaling", "rope_parameters")
 # Configurations of heads are of Llama, or say by their name that they are a head's.
 LLAMA_LIKE = (None, "llama", "eagle", "eagle3", "eagle_head")
-# The values that an EAGLE-3 head of NVIDIA's Model-Optimizer is built with, in `eagle_config` or beside it.
-MODEL_OPTIMIZER = {
-    "use_aux_hidden_state": True,
-    "use_input_layernorm_in_first_layer": True,
-    "use_last_layernorm": True,
-    "use_mtp_layernorm": False,
-    "parallel_draft_step": 1,
-    "has_lm_head": True,
-    "head_num": 1,
-}
 TAPS = "eagle_aux_hidden_state_layer_ids"
 NUMBERS = (
     "hidden_size",
@@ -54,7 +44,8 @@ NUMBERS = (
     "draft_vocab_size",
     "target_hidden_size",
 )
-SWITCHES = (*EAGLE3_FLAGS, "bias", "qkv_bias", "attention_bias", "mlp_bias")
+SWITCHES = (*EAGLE3_FLAGS, "bias", "qkv_bias", "attention_bias", "mlp_bias", "qk_norm", "use_aux_hidden_state")
+FULL, SLIDING = "full_attention", "sliding_attention"
 # A head dimension or a count beyond it is a damaged file; no head is near it.
 MOST = 1 << 24
 
@@ -66,15 +57,13 @@ def head_config_from(fields: dict[str, Any], path: str) -> EConfig:
         NotImplementedError: a layout or a field of another trainer that would be misread.
         ValueError: a field of a wrong type or size.
     """
-    fields = dict(fields)
-    if "speculators_model_type" in fields:
-        raise NotImplementedError(f"{path}: the speculators layout is not read; convert the head to SafeAILab's")
-    if isinstance(fields.get("model"), dict):
-        raise NotImplementedError(f"{path}: vLLM's layout of EAGLE-1 heads, fields within `model`, is not read")
-    by_specforge = "LlamaForCausalLMEagle3" in (fields.get("architectures") or ())
+    dialect = dialect_of(fields, path)
+    fields = checked_layer(dialect.flat(dict(fields), path), path)
+    # Null is what a field is where it is not there.
+    fields = {name: value for name, value in fields.items() if value is not None}
     _check_numbers(fields, path)
     _read_taps(fields, path)
-    _check_windows(fields, path)
+    _read_windows(fields, path)
     if fields.get("model_type") not in LLAMA_LIKE:
         logger.info("%s: model_type=%r is read as a Llama layer with the fields given", path, fields["model_type"])
     for name in ROPES:
@@ -94,12 +83,6 @@ def head_config_from(fields: dict[str, Any], path: str) -> EConfig:
     except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as failure:
         words = " ".join(str(failure).split())
         raise ValueError(f"{path}: config.json describes no head ({words})") from failure
-    if by_specforge and config.norm_output:
-        logger.warning(
-            "%s: norm_output=true is read as EAGLE-3.1's; heads that SpecForge wrote before September 2026 carry it "
-            "and are plain EAGLE-3: if few drafts are accepted, set it to false",
-            path,
-        )
     return config
 
 
@@ -149,21 +132,28 @@ def _check_rope(fields: dict[str, Any], path: str) -> None:
 
 
 def _read_taps(fields: dict[str, Any], path: str) -> None:
-    """Turn the layer ids of other trainers into `tap_layers`, and refuse what changes the arithmetic otherwise."""
+    """Turn the layer ids of other trainers into `tap_layers`."""
     nested = fields.pop("eagle_config", None) or {}
     if not isinstance(nested, dict):
         raise ValueError(f"{path}: config.json says eagle_config={nested!r}, which must hold fields")
-    nested = dict(nested)
+    nested = {name: value for name, value in nested.items() if value is not None}
     inner, outer = nested.pop(TAPS, None), fields.pop(TAPS, None)
-    for name, usual in MODEL_OPTIMIZER.items():
-        for found in (nested.pop(name, usual), fields.pop(name, usual)):
-            if found != usual:
-                raise NotImplementedError(f"{path}: {name}={found!r} is not supported, only {usual!r}")
+    for name in ("use_aux_hidden_state", *EAGLE3_FLAGS):
+        if name in nested:
+            fields[name] = nested.pop(name)
     if nested:
         logger.warning("%s: fields %s of eagle_config are not known here and have no effect", path, sorted(nested))
+    if fields.get("use_aux_hidden_state", True) is False:
+        inner = outer = None  # nothing is tapped, whatever a list says
     for name, ids in ((f"eagle_config.{TAPS}", inner), (TAPS, outer), ("tap_layers", fields.get("tap_layers"))):
         if ids is not None and not (isinstance(ids, list) and ids and all(type(layer) is int for layer in ids)):
             raise ValueError(f"{path}: config.json says {name}={ids!r}, which must be a list of layers")
+    counts = [len(ids) for ids in (fields.get("tap_layers"), inner, outer) if ids is not None]
+    told = fields.pop("num_aux_hidden_states", None)
+    if told is not None and told != (counts or [3])[0]:
+        raise ValueError(
+            f"{path}: config.json says num_aux_hidden_states={told!r}, and names {(counts or [3])[0]} layers"
+        )
     if fields.get("tap_layers") is not None:
         return
     if inner is not None:
@@ -173,14 +163,36 @@ def _read_taps(fields: dict[str, Any], path: str) -> None:
         fields["tap_layers"] = outer
 
 
-def _check_windows(fields: dict[str, Any], path: str) -> None:
-    kinds = fields.pop("layer_types", None) or ()
-    window = fields.pop("sliding_window", None)
-    other = [kind for kind in kinds if kind != "full_attention"]
-    if other:
+def _read_windows(fields: dict[str, Any], path: str) -> None:
+    """Turn the kinds of layers into `windows`; a head that sees only so far back drafts worse without its window."""
+    kinds, window = fields.pop("layer_types", None) or [], fields.pop("sliding_window", None)
+    used = fields.pop("use_sliding_window", True)
+    fields.pop("max_window_layers", None)
+    layers = fields.get("num_hidden_layers", 1)
+    if not isinstance(kinds, list) or not set(map(str, kinds)) <= {FULL, SLIDING}:
         raise NotImplementedError(
-            f"{path}: layer_types={list(kinds)} with sliding_window={window}: a head that sees only so far back is not "
-            "supported, and without its window it would draft worse in silence"
+            f"{path}: layer_types={kinds!r}: a layer that sees only so far back in another way than by a "
+            "sliding window is not supported, and without it the head would draft worse in silence"
         )
-    if window is not None and fields.get("use_sliding_window", True):
+    if SLIDING in kinds:
+        if not (type(window) is int and 1 <= window <= MOST) or len(kinds) != layers:
+            raise ValueError(
+                f"{path}: config.json says layer_types={kinds} and sliding_window={window!r}; it needs one kind for "
+                f"each of num_hidden_layers={layers} and a window of at least 1: a head that sees only so far back "
+                "drafts worse without its window, in silence"
+            )
+        fields["windows"] = [window if kind == SLIDING else None for kind in kinds]
+    elif window is not None and used:
         logger.info("%s: sliding_window=%s has no effect without layer_types", path, window)
+    windows = fields.get("windows")
+    if windows is None:
+        return
+    if not isinstance(windows, list) or len(windows) != layers or any(not _is_window(one) for one in windows):
+        raise ValueError(
+            f"{path}: config.json says windows={windows!r}, which must be a whole number or null for each of "
+            f"num_hidden_layers={layers}"
+        )
+
+
+def _is_window(window: Any) -> bool:
+    return window is None or (type(window) is int and 1 <= window <= MOST)
