@@ -234,7 +234,7 @@ def test_misnamed_head_weights_are_an_error(on_disk, tmp_path):
     state["layers.0.mlp.up.weight"] = state.pop("layers.0.mlp.up_proj.weight")
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((on_disk / "eagle" / "config.json").read_text())
-    with pytest.raises(ValueError, match=r"missing .*up_proj.*unexpected .*mlp\.up\.weight"):
+    with pytest.raises(ValueError, match=r"does not fit .*unexpected .*mlp\.up\.weight"):
         EaModel.from_pretrained(base_model_path=on_disk / "base", ea_model_path=tmp_path)
 
 

@@ -93,7 +93,7 @@ def test_an_unrolled_step_equals_what_decoding_computes_on_the_same_history(kind
         for depth in range(1, 4):
             state.cache.offset = depth - 1
             token = tokens_BS[:, root + depth : root + depth + 1]
-            out = drafter._step(state.cache, out, token, torch.full((1, 1), root + depth), None)
+            out = drafter._step(state.cache, out, token, torch.full((1, 1), root + depth), None, None)
             torch.testing.assert_close(out[0, 0], trained[depth][0, root + depth], rtol=1e-4, atol=1e-5)
 
 
