@@ -9,9 +9,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 STATUS = 130
+LAUNCHERS = ("accelerate", "torchrun", "torch.distributed.run")
 BEFORE = b"interrupted before any work: the same command begins anew\n"
 
 
@@ -62,6 +64,24 @@ def hear() -> None:
 def say(saved: str, module: str, arguments: Sequence[str] | None) -> int:
     """Say what is saved and how to go on; return the exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
-    again = shlex.join(["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)])
+    again = own_command(sys.argv[1:] if arguments is None else arguments, module)
     sys.stderr.write(f"interrupted: {saved}; to go on: {again}\n")
     return STATUS
+
+
+def own_command(argv: Sequence[str] | None, module: str) -> str:
+    """Return the command line that does the same again, as far as it can be told."""
+    if argv is not None:
+        return shlex.join(["python", "-m", module, *argv])
+    try:
+        parent = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
+    except (OSError, ValueError):
+        parent = []
+    if any(Path(part).name in LAUNCHERS for part in parent):
+        return shlex.join(parent)
+    return "the same command" if is_launched() else shlex.join(sys.orig_argv)
+
+
+def is_launched() -> bool:
+    """Tell whether a launcher has begun this process, one of several."""
+    return "LOCAL_RANK" in os.environ

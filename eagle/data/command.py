@@ -1,6 +1,6 @@
 """Training data: conversations and documents in, token ids with a loss mask out, in a folder.
 
-    python -m eagle.data SOURCE... --tokenizer BASE --out FOLDER [--regenerate]
+    python -m eagle.data SOURCE... --base-model-path BASE --out FOLDER [--regenerate]
 
 A source is a .json, .jsonl, .txt or .parquet file, a folder of them, or a name of `datasets`. With `--regenerate` the
 target writes the answers itself. Interrupted, by any signal, the same command goes on, and ends with what it would have

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from eagle.chat import Message, RowError, Template, TokenizerTemplate, marked, to_the_last_answer
 
+PIECE = 1 << 20  # tokens that are counted at once
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -135,10 +137,31 @@ def token_counts(samples: Iterable[Sample], vocabulary: int) -> NDArray[np.int64
     Raises:
         ValueError: an id is not below `vocabulary`.
     """
-    counts_V = np.zeros(vocabulary, dtype=np.int64)
+    return counted_tokens(samples, vocabulary)[0]
+
+
+def counted_tokens(samples: Iterable[Sample], vocabulary: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count, for every id, how often it counts in the loss, and is there at all: int64 [V] each.
+
+    Raises:
+        ValueError: an id is not below `vocabulary`.
+    """
+    answers_V, all_V = np.zeros(vocabulary, dtype=np.int64), np.zeros(vocabulary, dtype=np.int64)
+    held, tokens = list[Sample](), 0
+
+    def add() -> None:
+        ids, mask = np.concatenate([each.ids for each in held]), np.concatenate([each.mask for each in held])
+        if ids.size and ids.max() >= vocabulary:
+            raise ValueError(f"token id {ids.max()} is outside a vocabulary of {vocabulary}")
+        all_V[:] += np.bincount(ids, minlength=vocabulary)
+        answers_V[:] += np.bincount(ids[mask], minlength=vocabulary)
+
     for sample in samples:
-        answers = sample.ids[sample.mask]
-        if answers.size and answers.max() >= vocabulary:
-            raise ValueError(f"token id {answers.max()} is outside a vocabulary of {vocabulary}")
-        counts_V += np.bincount(answers, minlength=vocabulary)
-    return counts_V
+        held.append(sample)
+        tokens += len(sample)
+        if tokens >= PIECE:
+            add()
+            held, tokens = [], 0
+    if held:
+        add()
+    return answers_V, all_V

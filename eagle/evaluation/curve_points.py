@@ -17,7 +17,7 @@ class Setting:
 
 @dataclass
 class CurvePoint:
-    """One point of one curve; a round adds its median step to each list, in milliseconds."""
+    """One point of one curve; a round adds its step of median length to the lists, in milliseconds."""
 
     swept: str
     setting: Setting
@@ -32,19 +32,24 @@ class CurvePoint:
         return int(getattr(self.setting, self.swept))
 
     @property
+    def _middle(self) -> int:
+        """The round of median length; of two the shorter one."""
+        return self.steps.index(statistics.median_low(self.steps))
+
+    @property
     def draft_ms(self) -> float:
         """Drafting, the head's reading of accepted tokens included."""
-        return statistics.median(self.drafts)
+        return self.drafts[self._middle]
 
     @property
     def verify_ms(self) -> float:
         """The target's forward over the tree."""
-        return statistics.median(self.verifies)
+        return self.verifies[self._middle]
 
     @property
     def step_ms(self) -> float:
         """The whole step."""
-        return statistics.median(self.steps)
+        return self.steps[self._middle]
 
     @property
     def rest_ms(self) -> float:

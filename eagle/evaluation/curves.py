@@ -4,12 +4,11 @@
     eagle curves --synthetic 7b --dtype bfloat16 --plots FOLDER
 
 One setting is varied at a time, the others stay where `--total-token`, `--depth`, `--batch-size` and
-`--context-length` put them. Rounds visit every point in turn; a point is the median over rounds of a round's median
-step. A tree of one node is plain decoding.
+`--context-length` put them. Rounds visit every point in turn; a round is its step of median length, a point its
+round of median length, so that what a step is made of adds up. A tree of one node is plain decoding.
 """
 
 import argparse
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -80,9 +79,9 @@ def measure(
         point.nodes = model.ea_layer.tree.nodes if point.setting.total_token > 1 else 1
     for point in tqdm(list(points) * rounds, unit="point", leave=False, disable=None):
         taken = run(model, point.setting, _prompt(point, prompts), steps)
-        columns = zip(*taken, strict=True)
-        for column, kept in zip(columns, (point.steps, point.drafts, point.verifies), strict=True):
-            kept.append(1000 * statistics.median(column))
+        middle = sorted(taken)[(len(taken) - 1) // 2]
+        for seconds, kept in zip(middle, (point.steps, point.drafts, point.verifies), strict=True):
+            kept.append(1000 * seconds)
 
 
 def _prompt(point: CurvePoint, prompts: dict[tuple[int, int], Prompt]) -> Prompt:

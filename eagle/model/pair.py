@@ -101,14 +101,14 @@ def load_pair(
         dialect=described.dialect,
         embeddings_VD=readable(target.model.get_input_embeddings()),
     )
-    if capture_layers is not None and head.taps(len(target.layers)) == "last":
+    taps = head.taps(len(target.layers))
+    if capture_layers is not None and taps == "last":
         raise ValueError(
             f"capture_layers={list(capture_layers)}, but {ea_model_path!r} holds an {head.kind} head that reads the "
             "last hidden state"
         )
     _check_kind(head, ea_model_path, use_eagle3, tokens)
     check_embeddings(head, target.model)
-    taps = head.taps(len(target.layers))
     head.to(device=target.device, dtype=target.model.dtype)
     share(head, target.model)
     if isinstance(head, EagleHead) and tokens is not False:

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eagle.data.samples import Sample
+from eagle.data.samples import counted_tokens
 
 SIZES = tuple(1 << power for power in range(10, 16))
 ENOUGH = 0.99  # of held-out answers: what a proposed vocabulary covers
 HOLDS_OUT = 10  # every so many-th text, where none are given
-PIECE = 1 << 20  # tokens that are counted at once
 logger = logging.getLogger(__name__)
 Counts = NDArray[np.int64]
 
@@ -41,8 +40,8 @@ class DraftVocabulary:
         """How often every token is an answer's, and is there at all: [V] each, of texts and of every tenth of them."""
         tenth = range(HOLDS_OUT - 1, len(self.texts), HOLDS_OUT)
         rest = (sample for place, sample in enumerate(self.texts) if place % HOLDS_OUT != HOLDS_OUT - 1)
-        part = counted((self.texts[place] for place in tenth), self.size)
-        others = counted(rest, self.size)
+        part = counted_tokens((self.texts[place] for place in tenth), self.size)
+        others = counted_tokens(rest, self.size)
         return (others[0] + part[0], others[1] + part[1]), part
 
     def tokens(self, count: int) -> torch.Tensor:
@@ -71,7 +70,7 @@ class DraftVocabulary:
         """The share of held-out answers that the first 1, 2, … tokens cover: [V]; None without such answers."""
         whole, part = self._counts
         if self.held_out is not None:
-            asked_V = counted(self.held_out, self.size)[0]
+            asked_V = counted_tokens(self.held_out, self.size)[0]
             known = whole
         else:
             asked_V = part[0]
@@ -113,30 +112,3 @@ def by_frequency(counts_V: Counts, others_V: Counts | None = None) -> NDArray[np
 def frequent_tokens(counts_V: Counts, count: int, others_V: Counts | None = None) -> torch.Tensor:
     """Return the ids of the `count` most frequent tokens, ascending: [W]."""
     return torch.from_numpy(np.sort(by_frequency(counts_V, others_V)[:count]))
-
-
-def counted(samples: Iterable[Sample], size: int) -> tuple[Counts, Counts]:
-    """Return how often every token counts in the loss, and is there at all: int64 [V] each.
-
-    Raises:
-        ValueError: an id is not below `size`.
-    """
-    answers_V, all_V = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
-    held, tokens = list[Sample](), 0
-
-    def add() -> None:
-        ids, mask = np.concatenate([each.ids for each in held]), np.concatenate([each.mask for each in held])
-        if ids.size and ids.max() >= size:
-            raise ValueError(f"token id {ids.max()} is outside a vocabulary of {size}")
-        all_V[:] += np.bincount(ids, minlength=size)
-        answers_V[:] += np.bincount(ids[mask], minlength=size)
-
-    for sample in samples:
-        held.append(sample)
-        tokens += len(sample)
-        if tokens >= PIECE:
-            add()
-            held, tokens = [], 0
-    if held:
-        add()
-    return answers_V, all_V

@@ -6,20 +6,18 @@ watches over the imports of others, and does not know what is interrupted.
 """
 
 import os
-import shlex
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from eagle.interrupts import is_launched
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ONE_PRESS = 1.0  # seconds within which the signals of a launcher and of a terminal are one
-LAUNCHERS = ("accelerate", "torchrun", "torch.distributed.run")
 NOTED = "stopping after this step, with a checkpoint; once more stops at once"
 
 
@@ -76,7 +74,7 @@ class Interruption:
                 self.broke_in = True
                 raise KeyboardInterrupt
             say(NOTED)
-        elif not (_is_launched() and time.monotonic() - self._came < ONE_PRESS):
+        elif not (is_launched() and time.monotonic() - self._came < ONE_PRESS):
             say(self.words())
             os._exit(128 + number)
 
@@ -103,20 +101,3 @@ def say(words: str) -> None:
     """Write a line to standard error, from handlers too, by the first process alone."""
     if int(os.environ.get("RANK", 0)) == 0:
         os.write(2, f"\n{words}\n".encode(errors="backslashreplace"))
-
-
-def own_command(argv: Sequence[str] | None, module: str) -> str:
-    """Return the command line that does the same again, as far as it can be told."""
-    if argv is not None:
-        return shlex.join(["python", "-m", module, *argv])
-    try:
-        parent = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
-    except (OSError, ValueError):
-        parent = []
-    if any(Path(part).name in LAUNCHERS for part in parent):
-        return shlex.join(parent)
-    return "the same command" if _is_launched() else shlex.join(sys.orig_argv)
-
-
-def _is_launched() -> bool:
-    return "LOCAL_RANK" in os.environ

@@ -14,7 +14,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from eagle.train.interruption import Interruption, interruptible, own_command
+from eagle.interrupts import own_command
+from eagle.train.interruption import Interruption, interruptible
 
 MODULE = "eagle.train.main"
 logger = logging.getLogger(__name__)

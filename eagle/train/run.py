@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from eagle.data.batches import Batches
 from eagle.data.folder import Prepared, load
 from eagle.model.configs import tapped_layers
 from eagle.model.head import DraftHead
@@ -21,7 +22,7 @@ from eagle.train.loop import Run, train
 from eagle.train.optimizers import optimizers
 from eagle.train.precision import chosen_precision
 from eagle.train.progress import Progress
-from eagle.train.recipe import Eagle3Recipe, EagleRecipe, Recipe, objective_of
+from eagle.train.recipe import Eagle3Recipe, EagleRecipe, objective_of
 from eagle.train.settings import Settings
 from eagle.train.sources import Source, fingerprint, source
 
@@ -52,29 +53,14 @@ def run_of(settings: Settings, interruption: Interruption | None = None) -> None
     folder.mkdir(parents=True, exist_ok=True)
     logger.info("%s", precision)
     head = _head(settings, learnt_from, held_out)
-    size = sum(weight.numel() for weight in head.parameters())
     identity = _identity(settings, processes.num_processes, learnt_from, head)
     identity |= {"fsdp": processes.is_fsdp2}  # whose checkpoints are of its own kind
     taps = taps_of(settings.kind, head.config, learnt_from.config)
     teacher = learnt_from.teacher(taps, identity["rows"])
-    recipe: Recipe
-    if settings.kind == "eagle":
-        recipe = EagleRecipe(head, teacher, objective_of(settings), settings.gradient_checkpointing)
-    else:
-        recipe = Eagle3Recipe(head, teacher, objective_of(settings), settings.gradient_checkpointing)
+    kinds: dict[str, type[EagleRecipe | Eagle3Recipe]] = {"eagle": EagleRecipe, "eagle3": Eagle3Recipe}
+    recipe = kinds[settings.kind](head, teacher, objective_of(settings), settings.gradient_checkpointing)
     recipe.sharded = shards_weights(processes)
-    batches = teacher.batches
-    origin = Origin(
-        kind=settings.kind,
-        config=_config(head),
-        base=learnt_from.basepath,
-        template=learnt_from.template,
-        parameters=size,
-        tokens_per_step=int(batches.samples.lengths_N.sum()) / batches.per_epoch,
-        settings=changed(settings),
-        tree=settings.eval_total_token,
-        dtype=settings.head_dtype or "bfloat16",
-    )
+    origin = _origin(settings, learnt_from, head, teacher.batches)
     model, *optims = processes.prepare(recipe, *optimizers(head, settings))
     exporter = HeadExporter(folder, processes, model, head, origin)
     stopped = lambda: interruption.noted  # noqa: E731
@@ -133,6 +119,21 @@ def _identity(settings: Settings, processes: int, learnt_from: Source, head: Dra
     if settings.deepspeed_config is not None:
         identity["deepspeed"] = json.loads(Path(settings.deepspeed_config).read_text(encoding="utf-8"))
     return identity
+
+
+def _origin(settings: Settings, learnt_from: Source, head: DraftHead, batches: Batches) -> Origin:
+    """Return what a head's card says of it; before the head's weights are divided over processes."""
+    return Origin(
+        kind=settings.kind,
+        config=_config(head),
+        base=learnt_from.basepath,
+        template=learnt_from.template,
+        parameters=sum(weight.numel() for weight in head.parameters()),
+        tokens_per_step=int(batches.samples.lengths_N.sum()) / batches.per_epoch,
+        settings=changed(settings),
+        tree=settings.eval_total_token,
+        dtype=settings.head_dtype or "bfloat16",
+    )
 
 
 def _config(head: DraftHead) -> dict[str, Any]:

@@ -225,8 +225,9 @@ def parse(argv: Sequence[str] | None, prog: str, about: str, **defaults: Any) ->
     """
     usage = f"{prog} [settings]; {prog} --help lists them"
     parser: ArgumentParser = HfArgumentParser(Settings, usage=usage, prog=prog, description=about, allow_abbrev=False)  # type: ignore[arg-type]
+    kinds = get_type_hints(Settings)
     for action in parser._actions:
-        if action.dest == "norm_before_residual":
+        if kinds.get(action.dest) == (bool | None):
             action.nargs, action.const = "?", True  # a switch as the others are
     parser.set_defaults(**defaults)
     first = ArgumentParser(add_help=False, allow_abbrev=False)

@@ -13,7 +13,8 @@ import os
 import time
 from pathlib import Path
 
-from eagle.train.interruption import Interruption, interruptible, own_command
+from eagle.interrupts import own_command
+from eagle.train.interruption import Interruption, interruptible
 from eagle.train.main import main as train
 
 WAIT = 1.0  # seconds between looks for what the first process prepares

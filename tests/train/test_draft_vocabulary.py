@@ -6,7 +6,8 @@ import pytest
 import torch
 from teaching import texts
 
-from eagle.train.draft_vocabulary import DraftVocabulary, counted
+from eagle.data.samples import counted_tokens
+from eagle.train.draft_vocabulary import DraftVocabulary
 
 
 class Listed(list):
@@ -65,10 +66,10 @@ def test_the_least_size_that_covers_enough_is_proposed():
 
 def test_counts_are_the_same_in_pieces_of_any_size(monkeypatch):
     samples = rows([3, 4, 4], [5, 4, 3, 3], [7, 7], answers=1)
-    whole = [counts.tolist() for counts in counted(samples, 9)]
+    whole = [counts.tolist() for counts in counted_tokens(samples, 9)]
     assert whole == [[0, 0, 0, 2, 3, 0, 0, 1, 0], [0, 0, 0, 3, 3, 1, 0, 2, 0]]
     for piece in (1, 4):
-        monkeypatch.setattr("eagle.train.draft_vocabulary.PIECE", piece)
-        assert [counts.tolist() for counts in counted(samples, 9)] == whole
+        monkeypatch.setattr("eagle.data.samples.PIECE", piece)
+        assert [counts.tolist() for counts in counted_tokens(samples, 9)] == whole
     with pytest.raises(ValueError, match="token id 7 is outside a vocabulary of 7"):
-        counted(samples, 7)
+        counted_tokens(samples, 7)
