@@ -56,15 +56,16 @@ def read_prompts(path: Path, tokenizer: Any, count: int, kind: str | None = None
 def _prompt(tokenizer: Any, fields: dict[str, Any]) -> torch.Tensor:
     row = parse(fields)
     if isinstance(row, Document):
-        return _with_bos(tokenizer, tokenizer(row.text)["input_ids"])
+        return text_prompt(tokenizer, row.text)
     template = choose_template(tokenizer)
     if template is None:
         raise ValueError("conversations and questions need a tokenizer with a chat template")
     return torch.tensor([prompt_ids(tokenizer, template, row.to_the_first_open_question())])
 
 
-def _with_bos(tokenizer: Any, ids: list[int]) -> torch.Tensor:
-    bos = tokenizer.bos_token_id
+def text_prompt(tokenizer: Any, text: str) -> torch.Tensor:
+    """Return the ids [1, S] of a text to be continued, with the tokenizer's BOS in front."""
+    ids, bos = tokenizer(text)["input_ids"], tokenizer.bos_token_id
     return torch.tensor([ids if bos is None or ids[:1] == [bos] else [bos, *ids]])
 
 

@@ -96,7 +96,7 @@ def _from_afar(name: str, known: KnownSet, folder: Path) -> QuestionSet:
         rows = list(islice(table, hub.first))
     except (OSError, ValueError, httpx.HTTPError) as failure:
         reason = " ".join(str(failure).split())[:200]
-        raise ValueError(f"{_ways(name, known, folder)} (the Hub did not give it: {reason})") from failure
+        raise ValueError(f"{_ways(name, known, folder)}; the Hub did not give it: {reason}") from failure
     return QuestionSet(name, _hub_source(hub), _distinct(hub.name, "row", enumerate(rows, start=1), hub.columns))
 
 
