@@ -250,6 +250,17 @@ def devices_of(total: int, per_model: int) -> list[str]:
     return [",".join(names[start : start + per_model]) for start in range(0, total, per_model)]
 
 
+def with_alpha(record: dict[str, Any]) -> dict[str, Any]:
+    """Add to every choice how many drafts accepted n tokens (`alpha_num`), and how many of them one more (`alpha`).
+
+    Their ratios are n-α for n = 0, 1, …; see the EAGLE paper, section 4.1.
+    """
+    for choice in record["choices"]:
+        reached = [sum(count >= depth for count in choice["accepted"]) for depth in range(len(CHAIN) + 1)]
+        choice |= {"alpha": reached[1:], "alpha_num": reached[:-1]}
+    return record
+
+
 def sort_file(file: RecordFile) -> None:
     """Write a file's lines anew in the order of question ids, as the reference does at the end."""
     lines = {str(record["question_id"]): record for record in file.records}
@@ -280,7 +291,7 @@ def run(kind: str, family: str, args: argparse.Namespace) -> Path:
         devices = devices_of(args.num_gpus_total, args.num_gpus_per_model)
         with tqdm(total=len(questions), initial=len(questions) - len(left), unit="question", disable=None) as bar:
             for record in answered(settings, left, model_id, devices):
-                file.add(record | ({"alpha": None} if False else {}))
+                file.add(with_alpha(record) if kind == "ea_alpha" else record)
                 bar.update()
         sort_file(file)
     return path

@@ -91,15 +91,20 @@ class Answerer:
 
     def __init__(self, settings: AnswerSettings) -> None:
         self.settings = settings
-        paths = (settings.base_model_path, settings.ea_model_path)
-        tree = {"total_token": settings.total_token, "depth": settings.depth, "top_k": settings.top_k}
         self.model: EaModel | PlainDecoder
         if settings.ea_model_path is None:
             self.model = PlainDecoder(load_base(settings.base_model_path, settings.loading()))
             self._generate = self.model.naivegenerate
         else:
             self.model = EaModel.from_pretrained(
-                settings.use_eagle3, *paths, **tree, tree=settings.tree, **settings.loading()
+                settings.use_eagle3,
+                settings.base_model_path,
+                settings.ea_model_path,
+                settings.total_token,
+                settings.depth,
+                settings.top_k,
+                tree=settings.tree,
+                **settings.loading(),
             )
             self._generate = self.model.eagenerate
         self.tokenizer = load_tokenizer(settings.base_model_path)

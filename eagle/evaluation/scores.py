@@ -229,6 +229,8 @@ def acceptance_by_depth(accepted: Sequence[int]) -> tuple[float, ...]:
 
     A depth that no draft reached ends the list.
     """
+    if not any(accepted):
+        return ()  # nothing was drafted, or nothing of it accepted
     reached = [sum(count >= depth for count in accepted) for depth in range(DEPTHS + 1)]
     pairs = itertools.pairwise(reached)
     return tuple(further / so_far for so_far, further in pairs if so_far)
