@@ -54,7 +54,7 @@ def score_lines(score: SetScore) -> list[list[str]]:
 
 def title(score: SetScore) -> str:
     """Return what a table is about."""
-    name = "Mean over all sets" if score.questions == "mean" else score.questions
+    name = "Mean over all sets" if score.is_mean else score.questions
     left_out = f", {score.too_long} too long for the base left out" if score.too_long else ""
     return f"{name}, {at(score.temperature)}: {score.asked} questions{left_out}; speed-up over {score.baseline}"
 
@@ -107,7 +107,7 @@ def difference_line(found: FoundDifference) -> str:
 
 def lossless_lines(scores: Sequence[SetScore], found: Sequence[FoundDifference], dtype: str) -> list[str]:
     """Say whether ids are equal, and list what differs."""
-    checked = [one for score in scores for one in score.methods[1:] if one.equal is not None]
+    checked = [one for score in scores if not score.is_mean for one in score.methods[1:] if one.equal is not None]
     equal, answers = sum(one.equal or 0 for one in checked), sum(one.answers for one in checked)
     lines = [f"{equal} of {answers} answers have the ids of generate ({dtype})"]
     if found:

@@ -222,7 +222,7 @@ def _depth_lines(means: Sequence[SetScore], path: Path) -> Path:
             depths = range(len(one.acceptance_by_depth))
             axis.plot(depths, one.acceptance_by_depth, color=colours[one.name], marker=marker, label=one.name)
         axis.set_xticks(range(DEPTHS), [f"{depth}-α" for depth in range(DEPTHS)])
-        axis.set_ylim(0, 1)
+        axis.set_ylim(0, 1.03)
         axis.set_title(_at(score.temperature), fontsize=10)
     axes[0].set_ylabel("share of drafts that go on")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)

@@ -69,15 +69,16 @@ class Comparison:
 
 @dataclass(frozen=True)
 class SetScore:
-    """One set of questions at one temperature, or the mean of several (`questions` is "mean").
+    """One set of questions at one temperature, or the mean of several.
 
     Attributes:
-        questions: name of the set.
+        questions: name of the set; "mean" of several.
         temperature: 0 is greedy.
         baseline: the faster of `generate` and plain decoding.
         asked, too_long: how many questions.
         methods: in their order.
-        comparisons: of neighbours among the methods.
+        comparisons: see `claims`.
+        is_mean: whether it is of several sets.
     """
 
     questions: str
@@ -87,6 +88,7 @@ class SetScore:
     too_long: int
     methods: tuple[MethodScore, ...]
     comparisons: tuple[Comparison, ...]
+    is_mean: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def score_set(records: Sequence[QuestionRecord], seeded: Sequence[str]) -> SetSc
         _score(name, by_name[name], speeds[name], speeds[baseline], is_compared=is_greedy or name in seeded)
         for name in names
     )
-    comparisons = tuple(_compare(better, worse, by_name, speeds) for worse, better in _neighbours(names, by_name))
+    comparisons = tuple(_compare(better, worse, by_name, speeds) for worse, better in claims(names))
     first = records[0]
     return SetScore(
         first.questions, first.temperature, baseline, len(asked), len(records) - len(asked), methods, comparisons
@@ -148,6 +150,7 @@ def mean_score(scores: Sequence[SetScore]) -> SetScore:
         sum(score.too_long for score in scores),
         methods,
         comparisons,
+        is_mean=True,
     )
 
 
@@ -180,10 +183,23 @@ def _speed(runs: Sequence[MethodRun]) -> float:
     return sum(len(run.ids) for run in runs) / sum(median(run.seconds) for run in runs)
 
 
-def _neighbours(names: Sequence[str], by_name: dict[str, list[list[MethodRun]]]) -> list[tuple[str, str]]:
-    """Return pairs of speculative methods that follow each other, as the papers rank them."""
-    drafting = [name for name in names if name not in BASELINES and by_name[name][0][0].accepted is not None]
-    return list(itertools.pairwise(drafting))
+def claims(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return pairs (worse, better) of drafting methods, by what the papers claim.
+
+    Each method is held to the one before it, EAGLE of one tree size to EAGLE of the same; and every automatic or
+    larger tree to the size before it, with the same head.
+    """
+    drafting = [name for name in names if name not in BASELINES]
+    sizes = {name: name.partition(" [")[2] for name in drafting}
+    pairs = []
+    for place, name in enumerate(drafting):
+        before = [one for one in drafting[:place] if not sizes[one] or sizes[one] == sizes[name]]
+        first_of_its_kind = next(one for one in drafting if one.partition(" [")[0] == name.partition(" [")[0])
+        if before and (name == first_of_its_kind or sizes[before[-1]]):
+            pairs.append((before[-1], name))
+        if name != first_of_its_kind:
+            pairs.append((drafting[place - 1], name))
+    return pairs
 
 
 def _counts(questions: Sequence[Sequence[MethodRun]]) -> tuple[list[int], list[int], list[int]]:
