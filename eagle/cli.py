@@ -12,6 +12,7 @@ from importlib import import_module
 
 ELSEWHERE = {
     "convert": ("eagle.convert", "write a head of any trainer as this package, vLLM or SGLang reads it"),
+    "eval": ("eagle.evaluation.evaluate", "evaluate a pair on sets of questions: speed-ups, acceptance, equal ids"),
     "bench": ("eagle.evaluation.bench", "measure a pair against generate and plain decoding"),
     "curves": ("eagle.evaluation.curves", "time a step over tree size, depth, batch size and context length"),
     "processor": ("eagle.evaluation.processor", "time linear products on this CPU: what compile=True and bf16 bring"),

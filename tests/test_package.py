@@ -34,8 +34,14 @@ ORDER = """
     eagle.train: precision distributed progress checkpoints export checkpoint_head acceptance loop run main
     eagle.train: main_deepspeed token_map
     eagle.traineagle3: main
-    eagle.evaluation: synthetic prompts pairs methods model_meter measure report curve_points plots
-    eagle.evaluation: bench curves memory conversation processor spec_bench
+<<<<<<< HEAD
+    eagle.evaluation: synthetic question_sets questions prompts pairs methods model_meter measure report
+    eagle.evaluation: curve_points plots bench curves memory conversation processor spec_bench
+=======
+    eagle.evaluation: question_sets questions synthetic prompts pairs plain_decoder methods model_meter measure report
+    eagle.evaluation: record_file intervals near_ties question_runs scores curve_points plots eval_report eval_folder
+    eagle.evaluation: bench evaluate curves memory conversation processor spec_bench
+>>>>>>> main
     eagle: convert cli
 """
 LINES = [line.strip().split(": ") for line in ORDER.strip().splitlines()]

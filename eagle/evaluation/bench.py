@@ -17,23 +17,26 @@ from pathlib import Path
 from typing import Any
 
 from eagle.evaluation.measure import Row, measure
-from eagle.evaluation.methods import NAMES, Method, methods
+from eagle.evaluation.methods import NAMES, choose_methods, methods
 from eagle.evaluation.model_meter import ModelMeter
 from eagle.evaluation.pairs import (
     SYNTHETIC_PROMPT,
     BenchPair,
+    add_assistant,
     add_pair_options,
     add_prompts,
     add_tree_limits,
     at_least,
     check_pair,
+    check_prompts,
     check_tree,
     load_models,
     opened,
+    positions,
 )
 from eagle.evaluation.plots import check_plotting, draw_bench
 from eagle.evaluation.prompts import batched, read_prompts
-from eagle.evaluation.report import provenance, split_table, table, write_json
+from eagle.evaluation.report import provenance, split_table, table, verdict, write_json
 from eagle.model.ea_model import EaModel
 
 __all__ = ["load_pair", "main", "measure", "methods", "provenance", "read_prompts", "table"]
@@ -43,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line."""
     parser = argparse.ArgumentParser(prog="eagle bench", description=(__doc__ or "").split("\n")[0])
     add_pair_options(parser)
+    add_assistant(parser)
     group = parser.add_argument_group("what is run")
     group.add_argument("--methods", nargs="+", choices=tuple(NAMES), help="default: all that the heads allow")
     group.add_argument("--total-token", type=int, nargs="+", default=[12], help="sizes of trees; -1: automatic")
@@ -72,7 +76,8 @@ def check(args: argparse.Namespace) -> None:
     at_least(1, args, "num_prompts", "max_new_token", "rounds", "batch_sizes", "prompt_lengths")
     at_least(0, args, "temperature")
     check_tree(args.total_token, args.depth, args.top_k)
-    check_pair(args)
+    check_pair(args, needs_heads=False)
+    check_prompts(args)
     if args.json is not None and not args.json.absolute().parent.is_dir():
         raise ValueError(f"--json={args.json}: there is no such folder")
     for name in ("methods", "total_token", "batch_sizes", "prompt_lengths"):
@@ -97,28 +102,12 @@ def load_pair(folder: Path, *options: str) -> tuple[Any, Any, dict[str, EaModel]
         return pair.base, pair.tokenizer, load_models(pair, args.total_token, args.depth, args.top_k)
 
 
-def chosen_methods(pair: BenchPair, args: argparse.Namespace) -> tuple[list[Method], dict[str, EaModel]]:
-    """Return the methods that were asked for and the heads allow.
-
-    Raises:
-        ValueError: no head for a method that was asked for.
-    """
-    chosen = [NAMES[name] for name in args.methods or NAMES]
-    models = load_models(pair, args.total_token, args.depth, args.top_k)
-    kinds = {name.split()[0] for name in models}
-    missing = [name for name in args.methods or () if NAMES[name].startswith("EAGLE") and NAMES[name] not in kinds]
-    if missing:
-        raise ValueError(f"--methods {' '.join(missing)}: none of the heads {list(pair.heads)} can do that")
-    made = methods(pair.base, models, temperature=args.temperature, chosen=chosen)
-    kept = [one for one in made if not one.name.startswith("EAGLE") or one.name.split()[0] in chosen]
-    return kept, models
-
-
 def run(pair: BenchPair, args: argparse.Namespace) -> list[Row]:
     """Measure every batch size and prompt length, one after another."""
-    chosen, models = chosen_methods(pair, args)
+    models = load_models(pair, args.total_token, args.depth, args.top_k)
+    chosen = choose_methods(pair.base, models, args.methods, args.temperature, pair.assistant)
     lengths = args.prompt_lengths or [None if pair.tokenizer is not None else SYNTHETIC_PROMPT]
-    room = next(iter(models.values())).target.last_position
+    room = positions(pair.base, models)
     longest = max(length or 0 for length in lengths) + args.max_new_token
     if room is not None and longest > room:
         raise ValueError(f"prompt and new tokens make {longest} tokens, the base model has {room} positions")
@@ -139,6 +128,7 @@ def report(rows: Sequence[Row], args: argparse.Namespace) -> None:
     sys.stdout.write(table(rows) + "\n")
     if args.split:
         sys.stdout.write("\n" + split_table(rows) + "\n")
+    sys.stdout.write(f"\n{verdict(rows)}\n")
     write_json(args, {"results": [row.figures() for row in rows]})
     if args.plots is not None:
         for path in draw_bench(rows, args.plots):

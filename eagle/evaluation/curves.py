@@ -25,6 +25,7 @@ from eagle.evaluation.pairs import (
     add_tree,
     at_least,
     check_pair,
+    check_prompts,
     check_tree,
     opened,
 )
@@ -148,6 +149,7 @@ def check(args: argparse.Namespace) -> None:
     )
     at_least(2, args, "total_token")
     check_pair(args)
+    check_prompts(args)
     for depth in [args.depth, *args.depths]:
         check_tree([args.total_token, *(size for size in args.total_tokens if size > 1)], depth, args.top_k)
     if len(args.ea_model_path or ()) > 1:

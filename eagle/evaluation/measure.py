@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from eagle.evaluation.methods import BASELINES, Method
+from eagle.evaluation.methods import BASELINES, Method, emitted
 from eagle.evaluation.model_meter import ModelMeter, PeakMemory
 from eagle.evaluation.prompts import Prompt
 from eagle.model.stats import STAGES, GenerationStats
@@ -46,7 +46,8 @@ class Row:
         row_steps, accepted: what τ is made of.
         ids_equal: every round gave the ids of the first method.
         rounds: the times.
-        speedup: median ratio to the faster baseline of the same round.
+        ratios: to the faster baseline of the same round, one per round.
+        speedup: their median.
         outside_share: part of the time after the first token that is spent outside the two models.
         peak_bytes: highest memory use.
     """
@@ -61,6 +62,7 @@ class Row:
     accepted: int = 0
     ids_equal: bool = True
     rounds: list[Round] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
     speedup: float = float("nan")
     outside_share: float = float("nan")
     peak_bytes: int = 0
@@ -91,6 +93,8 @@ class Row:
         if not self.row_steps or not self.steps:
             return {}
         middle = self._middle
+        if not any(middle.stages.values()):
+            return {}
         parts = middle.stages | {"host": middle.decode - sum(middle.stages.values())}
         return {name: 1000 * seconds / self.steps for name, seconds in parts.items()}
 
@@ -173,17 +177,13 @@ def _count(row: Row, new_BT: torch.Tensor, stats: GenerationStats | None, ends: 
     row.accepted += sum(stats.accepted_per_step)
 
 
-def emitted(tokens: Sequence[int], ends: frozenset[int]) -> int:
-    """Return how many tokens of a row come up to its end, the ending one included."""
-    return next((index + 1 for index, token in enumerate(tokens) if token in ends), len(tokens))
-
-
 def _rate(rows: Sequence[Row]) -> None:
     """Hold every round to the faster baseline of the same round."""
     baselines = [row.seconds for row in rows if row.name in BASELINES]
     fastest = [min(times) for times in zip(*baselines, strict=True)]
     for row in rows:
-        row.speedup = statistics.median(best / own for best, own in zip(fastest, row.seconds, strict=True))
+        row.ratios = [best / own for best, own in zip(fastest, row.seconds, strict=True)]
+        row.speedup = statistics.median(row.ratios)
 
 
 def _measure_once(method: Method, prompts: Sequence[Prompt], new: int, row: Row, meter: ModelMeter, seed: int) -> None:

@@ -34,6 +34,7 @@ from eagle.evaluation.pairs import (
     add_tree,
     at_least,
     check_pair,
+    check_prompts,
     check_tree,
     device_of,
     opened,
@@ -172,6 +173,7 @@ def check(args: argparse.Namespace) -> None:
     """
     at_least(1, args, "prompt_length", "new_tokens", "prefill_chunk")
     check_pair(args)
+    check_prompts(args)
     check_tree([args.total_token], args.depth, args.top_k)
     if args.total_token == -1:
         raise ValueError("--total-token=-1: the sum needs a tree of one size")

@@ -19,6 +19,7 @@ from eagle.model.dialects.checkpoint import read_config, save_head
 from eagle.model.dialects.token_maps import write_token_map
 from eagle.model.ea_model import EaModel
 from eagle.model.support.loading import load_base
+from eagle.model.target import TargetModel
 
 TINY_PAIR = Path("examples/tiny_pair")
 TINY_HEADS = (str(TINY_PAIR / "eagle_head"), str(TINY_PAIR / "eagle3_head"))
@@ -30,7 +31,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 class BenchPair:
     """A base model and the folders of its heads; a synthetic pair has no tokenizer, and its folder is temporary.
 
-    `options` are those of `EaModel` that say how both run (`compile`, `cuda_graphs`, `token_map`).
+    `options` are those of `EaModel` that say how both run (`compile`, `cuda_graphs`, `token_map`); `assistant` is a
+    smaller model to draft with, where one was named.
     """
 
     base: Any
@@ -38,6 +40,7 @@ class BenchPair:
     heads: tuple[str, ...]
     tokenizer: Any | None
     options: dict[str, Any] = field(default_factory=dict)
+    assistant: Any | None = None
 
     def model(self, head: str, total_token: int, depth: int, top_k: int, tree: str = "dynamic") -> EaModel:
         """Put one of the heads on the base."""
@@ -53,21 +56,38 @@ class BenchPair:
         return [row.to(self.base.device) for row in rows]
 
 
-def add_pair_options(parser: argparse.ArgumentParser, heads: Sequence[str] = TINY_HEADS) -> None:
-    """Add what says which pair is measured, `heads` being those of the shipped one that are used by default."""
+def add_model_options(parser: argparse.ArgumentParser, heads: Sequence[str] = TINY_HEADS) -> Any:
+    """Add which models are measured and how they run; return the group of options.
+
+    Args:
+        parser: the command line.
+        heads: those of the shipped pair that are used by default.
+    """
     group = parser.add_argument_group("the pair (default: the shipped tiny one)")
     group.add_argument("--base-model-path", help="folder or Hub id of the base model")
-    group.add_argument("--ea-model-path", nargs="+", help="its heads")
-    group.add_argument("--synthetic", choices=tuple(SHAPES), help="make a pair of this shape instead")
-    group.add_argument("--kind", choices=("eagle", "eagle3"), help="of the synthetic pair (default: eagle)")
-    group.add_argument("--noise", type=float, help="on the synthetic head: 0 accepts all, more accepts less")
-    group.add_argument("--draft-vocabulary", type=int, help="tokens that a synthetic head drafts")
+    group.add_argument("--ea-model-path", nargs="+", help="its heads; without one only methods that need none")
     group.add_argument("--no-token-map", action="store_true", help="EAGLE-1/2 heads draft from all tokens")
     group.add_argument("--dtype", choices=DTYPES, default="float32")
     group.add_argument("--device", help="default: cuda where there is one, else cpu")
     group.add_argument("--compile", action="store_true", help="pack linear layers for this processor (CPU)")
     group.add_argument("--cuda-graphs", action="store_true", help="run steps as CUDA graphs")
-    parser.set_defaults(default_heads=tuple(heads))
+    nothing = dict.fromkeys(("synthetic", "kind", "noise", "draft_vocabulary", "assistant_model_path"))
+    parser.set_defaults(default_heads=tuple(heads), **nothing)
+    return group
+
+
+def add_pair_options(parser: argparse.ArgumentParser, heads: Sequence[str] = TINY_HEADS) -> None:
+    """Add the same, and what makes a synthetic pair."""
+    group = add_model_options(parser, heads)
+    group.add_argument("--synthetic", choices=tuple(SHAPES), help="make a pair of this shape instead")
+    group.add_argument("--kind", choices=("eagle", "eagle3"), help="of the synthetic pair (default: eagle)")
+    group.add_argument("--noise", type=float, help="on the synthetic head: 0 accepts all, more accepts less")
+    group.add_argument("--draft-vocabulary", type=int, help="tokens that a synthetic head drafts")
+
+
+def add_assistant(parser: argparse.ArgumentParser) -> None:
+    """Add the smaller model that drafts in transformers' assisted generation."""
+    parser.add_argument("--assistant-model-path", help="a smaller model of the same vocabulary, to draft with")
 
 
 def add_prompts(parser: argparse.ArgumentParser) -> None:
@@ -105,8 +125,8 @@ def at_least(low: float, args: argparse.Namespace, *names: str) -> None:
                 raise ValueError(f"--{name.replace('_', '-')}={one} must be at least {low:g}")
 
 
-def check_pair(args: argparse.Namespace) -> None:
-    """Check the options of `add_pair_options`, and `--prompts`, before anything is loaded.
+def check_pair(args: argparse.Namespace, *, needs_heads: bool = True) -> None:
+    """Check the options of `add_pair_options` before anything is loaded.
 
     Raises:
         ValueError: options that exclude each other or are out of range.
@@ -116,8 +136,13 @@ def check_pair(args: argparse.Namespace) -> None:
         raise ValueError(f"--{own[0].replace('_', '-')} shapes a synthetic pair: add --synthetic")
     if args.synthetic is not None and (args.base_model_path or args.ea_model_path):
         raise ValueError("--synthetic makes both models: leave out --base-model-path and --ea-model-path")
-    if (args.base_model_path is None) != (args.ea_model_path is None):
-        raise ValueError("--base-model-path and --ea-model-path go together")
+    if args.ea_model_path is not None and args.base_model_path is None:
+        raise ValueError("--ea-model-path needs its base: add --base-model-path")
+    if args.base_model_path is not None and args.ea_model_path is None:
+        if needs_heads:
+            raise ValueError("--base-model-path needs a head here: add --ea-model-path")
+        if args.compile or args.cuda_graphs:
+            raise ValueError("--compile and --cuda-graphs speed up a pair: add --ea-model-path")
     if args.cuda_graphs and not torch.cuda.is_available():
         raise ValueError("--cuda-graphs: there is no CUDA device here")
     at_least(0, args, "noise")
@@ -126,7 +151,15 @@ def check_pair(args: argparse.Namespace) -> None:
         most = SHAPES[args.synthetic].vocab_size - 1
         if (args.draft_vocabulary or 0) > most:
             raise ValueError(f"--draft-vocabulary={args.draft_vocabulary} must be at most {most}")
-    elif not args.prompts.is_file():
+
+
+def check_prompts(args: argparse.Namespace) -> None:
+    """Check `--prompts`, which a synthetic pair does not read.
+
+    Raises:
+        ValueError: it is not a file.
+    """
+    if args.synthetic is None and not args.prompts.is_file():
         raise ValueError(f"--prompts={args.prompts} is not a file")
 
 
@@ -154,14 +187,24 @@ def opened(args: argparse.Namespace) -> Iterator[BenchPair]:
         options["token_map"] = False
     if args.synthetic is None:
         path = args.base_model_path or str(TINY_PAIR / "target")
-        heads = tuple(args.ea_model_path or args.default_heads)
+        heads = tuple(args.ea_model_path or (args.default_heads if args.base_model_path is None else ()))
         for head in heads:
             read_config(head)  # a missing head is found before minutes of loading
-        base = load_base(path, {"dtype": dtype}).to(device).eval()
-        yield BenchPair(base, path, heads, AutoTokenizer.from_pretrained(path), options)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        base, assistant = load_base(path, {"dtype": dtype}).to(device).eval(), None
+        if args.assistant_model_path is not None:
+            assistant = load_base(args.assistant_model_path, {"dtype": dtype}).to(device).eval()
+            _check_assistant(base, assistant)
+        yield BenchPair(base, path, heads, tokenizer, options, assistant)
         return
     with tempfile.TemporaryDirectory() as folder:
         yield replace(_synthetic(args, dtype, device, folder), options=options)
+
+
+def _check_assistant(base: Any, assistant: Any) -> None:
+    own, other = base.config.get_text_config().vocab_size, assistant.config.get_text_config().vocab_size
+    if own != other:
+        raise ValueError(f"--assistant-model-path has a vocabulary of {other} tokens, the base one of {own}")
 
 
 def _synthetic(args: argparse.Namespace, dtype: torch.dtype, device: torch.device, folder: str) -> BenchPair:
@@ -174,6 +217,12 @@ def _synthetic(args: argparse.Namespace, dtype: torch.dtype, device: torch.devic
     else:
         save_head(synthetic_eagle3_head(base, draft_vocabulary=vocabulary, noise=args.noise or 0.0), folder)
     return BenchPair(base, f"synthetic {args.synthetic}", (folder,), None)
+
+
+def positions(base: Any, models: dict[str, EaModel]) -> int | None:
+    """Return how many tokens a row may have; None where the base knows no limit."""
+    target = next(iter(models.values())).target if models else TargetModel(base)
+    return target.last_position
 
 
 def load_models(pair: BenchPair, total_tokens: Sequence[int], depth: int, top_k: int) -> dict[str, EaModel]:

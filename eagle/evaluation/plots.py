@@ -7,8 +7,9 @@ from typing import Any
 
 from eagle.evaluation.curve_points import CurvePoint
 from eagle.evaluation.measure import Row
-from eagle.evaluation.methods import BASELINES
-from eagle.evaluation.report import parts_of
+from eagle.evaluation.methods import BASELINES, GENERATE, PLAIN
+from eagle.evaluation.report import PARTS, parts_of
+from eagle.evaluation.scores import DEPTHS, MethodScore, SetScore
 
 # Paul Tol's bright scheme: told apart in print and by colour-blind readers.
 COLOURS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#BBBBBB")
@@ -157,3 +158,93 @@ def draw_curves(points: Sequence[CurvePoint], path: Path) -> Path:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False)
     return _save(figure, path)
+
+
+def draw_eval(scores: Sequence[SetScore], folder: Path) -> list[Path]:
+    """Draw speed-ups by set, acceptance by depth, and where a step's time goes; return the files."""
+    temperatures = list(dict.fromkeys(score.temperature for score in scores))
+    by_temperature = [[score for score in scores if score.temperature == one] for one in temperatures]
+    drawn = [_eval_bars(by_temperature, folder / "speedup.png")]
+    means = [of_one[-1] for of_one in by_temperature]
+    if any(one.acceptance_by_depth for score in means for one in score.methods):
+        drawn.append(_depth_lines(means, folder / "acceptance.png"))
+    if any(one.step_ms for one in means[0].methods):
+        drawn.append(_stage_bars(means[0], folder / "split.png"))
+    return drawn
+
+
+def _colours(methods: Sequence[MethodScore]) -> dict[str, str]:
+    """Return a colour for every method, greys for the baselines."""
+    greys, names = {GENERATE: "#BBBBBB", PLAIN: "#888888"}, [one.name for one in methods]
+    others = [name for name in names if name not in greys]
+    return greys | {name: COLOURS[place % 6] for place, name in enumerate(others)}
+
+
+def _eval_bars(by_temperature: Sequence[Sequence[SetScore]], path: Path) -> Path:
+    """Draw a group of bars for every set, one panel below the other for every temperature, with intervals."""
+    most = max(map(len, by_temperature))
+    methods = by_temperature[0][0].methods
+    figure, axes = _panels(len(by_temperature), 1, 2.2 + 0.32 * most * len(methods), 3.2)
+    top = max(one.speedup.high for scores in by_temperature for score in scores for one in score.methods)
+    for axis, scores in zip(axes, by_temperature, strict=True):
+        width, colours = 0.84 / len(methods), _colours(methods)
+        for place, method in enumerate(methods):
+            found = [score.methods[place].speedup for score in scores]
+            x = [group + (place - (len(methods) - 1) / 2) * width for group in range(len(scores))]
+            errors = [[one.value - one.low for one in found], [one.high - one.value for one in found]]
+            axis.bar(
+                x,
+                [one.value for one in found],
+                width * 0.92,
+                yerr=errors,
+                color=colours[method.name],
+                label=method.name,
+                error_kw={"elinewidth": 0.8, "ecolor": "#444444"},
+            )
+        axis.axhline(1, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xticks(range(len(scores)), [score.questions for score in scores])
+        axis.set_ylim(0, 1.08 * top)
+        axis.set_ylabel("speed-up")
+        axis.set_title(_at(scores[0].temperature), fontsize=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+    return _save(figure, path)
+
+
+def _depth_lines(means: Sequence[SetScore], path: Path) -> Path:
+    """Draw the share of drafts that go on, by how many tokens were accepted so far."""
+    figure, axes = _panels(1, len(means), 4.4, 3.4)
+    for axis, score in zip(axes, means, strict=True):
+        colours = _colours(score.methods)
+        drafting = [one for one in score.methods if len(one.acceptance_by_depth) > 0 and one.name not in BASELINES]
+        for place, one in enumerate(drafting):
+            marker = MARKERS[place % len(MARKERS)]
+            depths = range(len(one.acceptance_by_depth))
+            axis.plot(depths, one.acceptance_by_depth, color=colours[one.name], marker=marker, label=one.name)
+        axis.set_xticks(range(DEPTHS), [f"{depth}-α" for depth in range(DEPTHS)])
+        axis.set_ylim(0, 1)
+        axis.set_title(_at(score.temperature), fontsize=10)
+    axes[0].set_ylabel("share of drafts that go on")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+    return _save(figure, path)
+
+
+def _stage_bars(score: SetScore, path: Path) -> Path:
+    """Draw a step's stages on top of one another, a bar a method."""
+    timed = [one for one in score.methods if one.step_ms]
+    figure, (axis,) = _panels(1, 1, 2.2 + 0.9 * len(timed), 3.6)
+    floor = [0.0] * len(timed)
+    for part in [name for name in PARTS if any(name in one.step_ms for one in timed)]:
+        heights = [one.step_ms.get(part, 0.0) for one in timed]
+        names = [_wrapped(one.name) for one in timed]
+        axis.bar(names, heights, bottom=floor, color=PART_COLOURS[part], label=part, width=0.65)
+        floor = [low + high for low, high in zip(floor, heights, strict=True)]
+    axis.tick_params(axis="x", labelsize=8)
+    axis.set_ylabel("milliseconds per step")
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False)
+    return _save(figure, path)
+
+
+def _at(temperature: float) -> str:
+    return "greedy" if not temperature else f"T = {temperature:g}"

@@ -3,7 +3,6 @@
 Shapes: B batch, S prompt tokens.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from eagle.chat import choose_template
 from eagle.data.rows import Document, parse
 from eagle.data.samples import prompt_ids
+from eagle.evaluation.questions import numbered_objects, refused_at
 from eagle.evaluation.synthetic import BOS
 
 
@@ -42,21 +42,12 @@ def read_prompts(path: Path, tokenizer: Any, count: int, kind: str | None = None
             the line.
     """
     rows: list[torch.Tensor] = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as failure:
-        raise ValueError(f"{path} is not UTF-8 ({failure})") from failure
-    for number, line in enumerate(lines, start=1):
+    for number, fields in numbered_objects(path, path.read_bytes()):
+        if kind is None or fields.get("kind") == kind:
+            with refused_at(f"{path} line {number}"):
+                rows.append(_prompt(tokenizer, fields))
         if len(rows) == count:
             break
-        try:
-            fields = json.loads(line)
-            if not isinstance(fields, dict):
-                raise ValueError(f"{type(fields).__name__} instead of an object")
-            if kind is None or fields.get("kind") == kind:
-                rows.append(_prompt(tokenizer, fields))
-        except (ValueError, TypeError, AttributeError, RecursionError) as failure:
-            raise ValueError(f"{path} line {number}: {failure}") from failure
     if not rows:
         raise ValueError(f"{path} holds no prompt" + (f" of kind {kind!r}" if kind else ""))
     return rows
@@ -65,15 +56,16 @@ def read_prompts(path: Path, tokenizer: Any, count: int, kind: str | None = None
 def _prompt(tokenizer: Any, fields: dict[str, Any]) -> torch.Tensor:
     row = parse(fields)
     if isinstance(row, Document):
-        return _with_bos(tokenizer, tokenizer(row.text)["input_ids"])
+        return text_prompt(tokenizer, row.text)
     template = choose_template(tokenizer)
     if template is None:
         raise ValueError("conversations and questions need a tokenizer with a chat template")
     return torch.tensor([prompt_ids(tokenizer, template, row.to_the_first_open_question())])
 
 
-def _with_bos(tokenizer: Any, ids: list[int]) -> torch.Tensor:
-    bos = tokenizer.bos_token_id
+def text_prompt(tokenizer: Any, text: str) -> torch.Tensor:
+    """Return the ids [1, S] of a text to be continued, with the tokenizer's BOS in front."""
+    ids, bos = tokenizer(text)["input_ids"], tokenizer.bos_token_id
     return torch.tensor([ids if bos is None or ids[:1] == [bos] else [bos, *ids]])
 
 

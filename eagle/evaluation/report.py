@@ -15,6 +15,7 @@ import transformers
 
 import eagle
 from eagle.evaluation.measure import Row
+from eagle.evaluation.methods import BASELINES
 from eagle.files import write_text
 from eagle.model.stats import REPLAY_STAGES, STAGES
 from eagle.model.support.measurements import processor_name
@@ -73,6 +74,22 @@ def table(rows: Sequence[Row]) -> str:
     return aligned(header, lines)
 
 
+def verdict(rows: Sequence[Row]) -> str:
+    """Say whether drafting pays here, and with what; the least and the largest round bound what can be said."""
+    drafting = [row for row in rows if row.name not in BASELINES]
+    if not drafting:
+        return "nothing that drafts was measured"
+    best = max(drafting, key=lambda row: row.speedup)
+    columns = _setting(rows)
+    place = f" ({', '.join(f'{name} {cell}' for name, cell in zip(columns, _placed(best, columns)[1:], strict=True))})"
+    low, high = min(best.ratios), max(best.ratios)
+    pays = "pays" if low > 1 else "does not pay" if high < 1 else "neither pays nor costs in every round"
+    return (
+        f"drafting {pays} here: best is {best.name}{place if columns else ''}, "
+        f"{best.speedup:.2f}x the faster baseline (rounds {low:.2f} to {high:.2f})"
+    )
+
+
 def parts_of(rows: Sequence[Row]) -> list[str]:
     """Return the parts of a step that a table or picture of these rows shows: of replays only where some replayed."""
     return [name for name in PARTS if name not in REPLAY_STAGES or any(name in row.step_ms for row in rows)]
@@ -115,13 +132,13 @@ def write_json(args: argparse.Namespace, results: dict[str, Any]) -> None:
     if args.json is not None:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         document = {"provenance": provenance(), "settings": settings, **results}
-        write_text(args.json, json.dumps(_plain(document), indent=1, allow_nan=False) + "\n")
+        write_text(args.json, json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """Return the same with null for NaN, which JSON does not know."""
     if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
+        return {name: without_nan(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [without_nan(one) for one in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,9 +1,15 @@
-"""What a generation did: steps, acceptance, times. The acceptance length τ is defined here and nowhere else."""
+"""What a generation did: steps, acceptance, times. The acceptance length τ is defined here and nowhere else.
+
+Two definitions are in use. Ours is that of the papers and of vLLM, accepted tokens per draft and the target's own.
+SGLang and SpecForge divide all new tokens by the verify forwards, which counts the prefill's token too and leaves out
+what a limit or an end cuts. Both are given, under names of their own.
+"""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 STAGES = ("draft", "verify", "accept", "commit")
 REPLAY_STAGES = ("capture", "replay", "read")  # of steps on buffers: a replay is one piece to the host
@@ -58,6 +64,11 @@ class GenerationStats:
         return 1 + sum(self.accepted_per_step) / self.row_steps if self.row_steps else float("nan")
 
     @property
+    def tokens_per_forward(self) -> float:
+        """New tokens over verify forwards, as SGLang and SpecForge count; NaN before the first step."""
+        return self.new_tokens / self.row_steps if self.row_steps else float("nan")
+
+    @property
     def accepted_per_depth(self) -> list[int]:
         """How many row steps accepted at least 1, 2, 3, … drafted tokens."""
         deepest = max(self.accepted_per_step, default=0)
@@ -68,6 +79,18 @@ class GenerationStats:
         """Emitted tokens over prefill and decode time; 0 before anything ran."""
         seconds = self.prefill_seconds + self.decode_seconds
         return self.new_tokens / seconds if seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all counts and what follows from them, as JSON knows it; vLLM's counters under vLLM's names too."""
+        derived = ("acceptance_length", "tokens_per_forward", "accepted_per_depth", "tokens_per_second")
+        vllm = {
+            "num_drafts": self.row_steps,
+            "num_draft_tokens": self.drafted,
+            "num_accepted_tokens": sum(self.accepted_per_step),
+            "num_accepted_tokens_per_pos": self.accepted_per_depth,
+        }
+        found = asdict(self) | {name: getattr(self, name) for name in derived} | vllm
+        return {name: None if value != value else value for name, value in found.items()}  # JSON knows no NaN
 
     def record_tokens(self, count: int) -> None:
         """Add what the prefill or a step emitted."""

@@ -10,7 +10,7 @@ from collections import Counter
 
 import torch
 
-from eagle.evaluation.pairs import add_pair_options, check_pair, opened
+from eagle.evaluation.pairs import add_pair_options, check_pair, check_prompts, opened
 from eagle.evaluation.prompts import random_prompts
 
 PROMPT, WARM_UP, TOKENS, SHOWN = 64, 40, 64, 25
@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.synthetic is None or not torch.cuda.is_available():
         parser.error("needs --synthetic, and a CUDA device")
     check_pair(args)
+    check_prompts(args)
     with opened(args) as pair:
         model = pair.model(pair.heads[0], args.total_token, args.depth, args.top_k)
         (ids,) = random_prompts(1, PROMPT, model.config.vocab_size)
