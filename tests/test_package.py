@@ -34,14 +34,13 @@ ORDER = """
     eagle.train: precision distributed progress checkpoints export checkpoint_head acceptance loop run main
     eagle.train: main_deepspeed token_map
     eagle.traineagle3: main
-<<<<<<< HEAD
-    eagle.evaluation: synthetic question_sets questions prompts pairs methods model_meter measure report
-    eagle.evaluation: curve_points plots bench curves memory conversation processor spec_bench
-=======
     eagle.evaluation: question_sets questions synthetic prompts pairs plain_decoder methods model_meter measure report
     eagle.evaluation: record_file intervals near_ties question_runs scores curve_points plots eval_report eval_folder
-    eagle.evaluation: bench evaluate curves memory conversation processor spec_bench
->>>>>>> main
+    eagle.evaluation: bench evaluate speed answering answer_command curves memory conversation processor spec_bench
+    eagle.evaluation: gen_ea_answer_vicuna gen_ea_answer_llama2chat gen_ea_answer_llama3chat gen_ea_answer_mix
+    eagle.evaluation: gen_ea_answer_qwen3 gen_ea_answer_ds gen_baseline_answer_vicuna gen_baseline_answer_llama2chat
+    eagle.evaluation: gen_baseline_answer_llama3chat gen_baseline_answer_mix gen_baseline_answer_qwen3
+    eagle.evaluation: gen_baseline_answer_ds gen_ea_alpha_vicuna gen_ea_alpha_llama2chat
     eagle: convert cli
 """
 LINES = [line.strip().split(": ") for line in ORDER.strip().splitlines()]

@@ -110,7 +110,7 @@ def choose_methods(
     return [one for one in made if one.name in HEADLESS or one.name.split()[0] in chosen]
 
 
-class _Watcher(BaseStreamer):
+class _TokenWatcher(BaseStreamer):
     """Notes when `generate` hands out tokens, and how many; the first thing it hands out is the prompt."""
 
     def __init__(self, told: Told | None = None) -> None:
@@ -155,7 +155,7 @@ def _generate(base: Any, temperature: float) -> Method:
     run, ends = _generating(base, temperature, {})
 
     def watch(prompt: Prompt, new: int, told: Told) -> torch.Tensor:
-        return run(prompt, new, _Watcher(told))
+        return run(prompt, new, _TokenWatcher(told))
 
     return Method(GENERATE, lambda prompt, new: run(prompt, new, None), watch, lambda: None, ends)
 
@@ -167,7 +167,7 @@ def _assisted(base: Any, name: str, temperature: float, settings: dict[str, Any]
 
     def watch(prompt: Prompt, new: int, told: Told | None) -> torch.Tensor:
         nonlocal stats
-        watcher, started = _Watcher(told), time.perf_counter()
+        watcher, started = _TokenWatcher(told), time.perf_counter()
         out = generate(prompt, new, watcher)
         (_, first, *_), (_, *counts) = watcher.times, watcher.counts
         accepted = [count - 1 for count in counts[1:]]

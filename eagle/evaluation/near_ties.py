@@ -17,7 +17,7 @@ from eagle.model.support.properties import cache_keyword, text_config
 
 
 @dataclass(frozen=True)
-class Difference:
+class IdDifference:
     """The first token at which a method leaves what `generate` says.
 
     Attributes:
@@ -50,7 +50,7 @@ def first_difference(
     *,
     temperature: float = 0.0,
     seed: int = 0,
-) -> Difference | None:
+) -> IdDifference | None:
     """Compare two continuations of a prompt.
 
     Args:
@@ -69,7 +69,7 @@ def first_difference(
     if place is None:
         shorter = min(len(wanted), len(got))
         ends = [ids[shorter] if len(ids) > shorter else None for ids in (wanted, got)]
-        return Difference(shorter, *ends)
+        return IdDifference(shorter, *ends)
     logits_V, floor = stepwise_logits(base, prompt_ids, wanted[:place])
     one, other = wanted[place], got[place]
     gap = float(logits_V[one] - logits_V[other])
@@ -77,7 +77,7 @@ def first_difference(
         noise_V = _noise(logits_V, place, seed)
         gap = gap / temperature - float(noise_V[one].log() - noise_V[other].log())
         floor /= temperature
-    return Difference(place, one, other, float(logits_V[one]), float(logits_V[other]), gap, floor)
+    return IdDifference(place, one, other, float(logits_V[one]), float(logits_V[other]), gap, floor)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from eagle.chat import Message, Template
 from eagle.data.samples import prompt_ids
 from eagle.evaluation.methods import Method, emitted
-from eagle.evaluation.near_ties import Difference, first_difference
+from eagle.evaluation.near_ties import IdDifference, first_difference
 from eagle.evaluation.prompts import Prompt, text_prompt
 from eagle.evaluation.questions import BenchQuestion
 from eagle.model.stats import GenerationStats
@@ -40,7 +40,7 @@ class MethodRun:
     drafted: int = 0
     decode_seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=dict)
-    difference: Difference | None = None
+    difference: IdDifference | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class QuestionRecord:
 
 def _run(found: dict[str, Any]) -> MethodRun:
     difference = found["difference"]
-    return MethodRun(**{**found, "difference": Difference(**difference) if difference is not None else None})
+    return MethodRun(**{**found, "difference": IdDifference(**difference) if difference is not None else None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,12 +162,12 @@ class Interviewer:
 
     def _difference(
         self, ids_BS: torch.Tensor, wanted: list[int], got: list[int], temperature: float
-    ) -> Difference | None:
+    ) -> IdDifference | None:
         return first_difference(self.base, ids_BS, wanted, got, temperature=temperature, seed=self.seed)
 
 
 def _measured(
-    ids: list[int], rounds: Sequence[tuple[float, GenerationStats | None]], difference: Difference | None
+    ids: list[int], rounds: Sequence[tuple[float, GenerationStats | None]], difference: IdDifference | None
 ) -> MethodRun:
     _, stats = sorted(rounds, key=lambda one: one[0])[(len(rounds) - 1) // 2]
     seconds = [one[0] for one in rounds]

@@ -34,6 +34,11 @@ class BenchQuestion:
     category: str
     turns: tuple[str, ...]
 
+    @property
+    def key(self) -> str:
+        """What the question is known by: its turns and nothing else."""
+        return hashlib.sha256(json.dumps(self.turns).encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True)
 class QuestionSet:

@@ -14,7 +14,7 @@ import numpy as np
 
 from eagle.evaluation.intervals import Estimate, estimate, mean, ratio_of_means, ratio_of_sums
 from eagle.evaluation.methods import BASELINES
-from eagle.evaluation.near_ties import Difference
+from eagle.evaluation.near_ties import IdDifference
 from eagle.evaluation.question_runs import MethodRun, QuestionRecord
 
 DEPTHS = 5  # 0-α … 4-α, as in the papers
@@ -98,7 +98,7 @@ class FoundDifference:
     question_id: int | str
     turn: int
     method: str
-    difference: Difference
+    difference: IdDifference
 
 
 def score_set(records: Sequence[QuestionRecord], seeded: Sequence[str]) -> SetScore | None:
@@ -229,6 +229,8 @@ def acceptance_by_depth(accepted: Sequence[int]) -> tuple[float, ...]:
 
     A depth that no draft reached ends the list.
     """
+    if not any(accepted):
+        return ()  # nothing was drafted, or nothing of it accepted
     reached = [sum(count >= depth for count in accepted) for depth in range(DEPTHS + 1)]
     pairs = itertools.pairwise(reached)
     return tuple(further / so_far for so_far, further in pairs if so_far)

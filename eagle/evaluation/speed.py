@@ -1,0 +1,169 @@
+"""Compare two files of answers: speed-up, both definitions of τ, acceptance by depth, equal ids.
+
+    python -m eagle.evaluation.speed ANSWERS.jsonl BASELINE.jsonl
+
+Reads what `gen_ea_answer_*` and `gen_baseline_answer_*` write, and files of FastChat's form made elsewhere. The
+speed-up is the papers': the mean over questions of new tokens per second, over the baseline's mean. Only first choices
+count, as in the reference's file of this name; but tokens are those that were counted as ids, on both sides.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eagle import interrupts
+from eagle.evaluation.eval_report import ranged
+from eagle.evaluation.intervals import Estimate, estimate, ratio_of_means, ratio_of_sums
+from eagle.evaluation.record_file import read_records
+from eagle.evaluation.scores import acceptance_by_depth
+
+
+@dataclass(frozen=True)
+class AnswerSpeed:
+    """The first answer to one question.
+
+    Attributes:
+        tokens: new tokens of all turns.
+        seconds: of all turns.
+        accepted: drafted tokens that every draft had accepted; None where the file does not say.
+        ids: new tokens of every turn; None likewise.
+    """
+
+    tokens: int
+    seconds: float
+    accepted: list[int] | None
+    ids: list[list[int]] | None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens per second."""
+        return self.tokens / self.seconds
+
+
+@dataclass(frozen=True)
+class SpeedReport:
+    """How answers do beside a baseline's, on the questions that both have.
+
+    Attributes:
+        questions: how many.
+        speedup: ratio of the mean tokens per second.
+        tokens_per_second, baseline_tokens_per_second: the means.
+        acceptance_length: τ, 1 + accepted / drafts; None where the file does not say.
+        tokens_per_forward: new tokens / verify forwards; likewise.
+        acceptance_by_depth: n-α for n = 0, 1, ….
+        equal: questions with equal ids; None where a file has no ids.
+    """
+
+    questions: int
+    speedup: Estimate
+    tokens_per_second: float
+    baseline_tokens_per_second: float
+    acceptance_length: Estimate | None
+    tokens_per_forward: Estimate | None
+    acceptance_by_depth: tuple[float, ...]
+    equal: int | None
+
+    def figures(self) -> dict[str, Any]:
+        """Return everything as JSON knows it."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: value.figures() if isinstance(value, Estimate) else value for name, value in found.items()}
+
+    def __str__(self) -> str:
+        depths = " ".join(f"{share:.2f}" for share in self.acceptance_by_depth)
+        lines = [
+            f"{self.questions} questions",
+            f"speed-up          {ranged(self.speedup, unit='x')}",
+            f"tokens/s          {self.tokens_per_second:.2f}, the baseline's {self.baseline_tokens_per_second:.2f}",
+        ]
+        if self.acceptance_length is not None:
+            lines.append(f"τ                 {ranged(self.acceptance_length)} (1 + accepted / drafts)")
+            lines.append(f"tokens/forward    {ranged(self.tokens_per_forward)} (new tokens / verify forwards)")
+        if depths:
+            lines.append(f"0-α, 1-α, …       {depths}")
+        if self.equal is not None:
+            lines.append(f"equal ids         {self.equal} of {self.questions}")
+        return "\n".join(lines)
+
+
+def read_answers(path: Path) -> dict[int | str, AnswerSpeed]:
+    """Return the first answers of a file, by question.
+
+    Raises:
+        ValueError: a line is no answer, answers a question twice, or counts other tokens than its ids.
+    """
+    found: dict[int | str, AnswerSpeed] = {}
+    for number, record in enumerate(read_records(path), start=1):
+        try:
+            question, answer = record["question_id"], _answer(record["choices"][0])
+        except (KeyError, IndexError, TypeError, ValueError) as failure:
+            raise ValueError(f"{path}, answer {number}: {_reason(failure)}") from failure
+        if question in found:
+            raise ValueError(f"{path}, answer {number}: question {question} is answered twice")
+        found[question] = answer
+    if not found:
+        raise ValueError(f"{path} holds no answers")
+    return found
+
+
+def _reason(failure: Exception) -> str:
+    return f"it has no {failure.args[0]!r}" if isinstance(failure, KeyError) else str(failure)
+
+
+def _answer(choice: dict[str, Any]) -> AnswerSpeed:
+    tokens, seconds, ids = choice["new_tokens"], choice["wall_time"], choice.get("ids")
+    if ids is not None and [len(turn) for turn in ids] != tokens:
+        raise ValueError(f"new_tokens={tokens}, and its ids are {[len(turn) for turn in ids]}")
+    if not sum(tokens) or not sum(seconds) > 0:
+        raise ValueError(f"new_tokens={tokens} in wall_time={seconds} is no speed")
+    return AnswerSpeed(sum(tokens), sum(seconds), choice.get("accepted"), ids)
+
+
+def compare(answers: dict[int | str, AnswerSpeed], baseline: dict[int | str, AnswerSpeed]) -> SpeedReport:
+    """Compare two sets of answers to the same questions.
+
+    Raises:
+        ValueError: one has questions that the other has not.
+    """
+    if alone := [str(one) for one in answers.keys() ^ baseline.keys()]:
+        raise ValueError(f"these questions are in one of the two files only: {', '.join(sorted(alone)[:9])}")
+    ours, theirs = [answers[one] for one in answers], [baseline[one] for one in answers]
+    speeds = [[one.tokens_per_second for one in side] for side in (ours, theirs)]
+    lengths = [one.accepted for one in ours if one.accepted is not None]
+    drafts, accepted = [len(one) for one in lengths], [sum(one) for one in lengths]
+    counted = len(lengths) == len(ours) and sum(drafts) > 0
+    has_ids = all(one.ids is not None for one in (*ours, *theirs))
+    return SpeedReport(
+        len(ours),
+        estimate(ratio_of_means, *speeds),
+        sum(speeds[0]) / len(ours),
+        sum(speeds[1]) / len(ours),
+        estimate(lambda *columns: 1 + ratio_of_sums(*columns), accepted, drafts) if counted else None,
+        estimate(ratio_of_sums, [one.tokens for one in ours], drafts) if counted else None,
+        acceptance_by_depth([count for one in lengths for count in one]),
+        sum(one.ids == other.ids for one, other in zip(ours, theirs, strict=True)) if has_ids else None,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare and print."""
+    options = argparse.ArgumentParser(
+        prog="python -m eagle.evaluation.speed", description=(__doc__ or "").split("\n")[0]
+    )
+    options.add_argument("answers", type=Path, help="of gen_ea_answer_*")
+    options.add_argument("baseline", type=Path, help="of gen_baseline_answer_*")
+    options.add_argument("--json", action="store_true", help="print one JSON document")
+    args = options.parse_args(argv)
+    try:
+        found = compare(read_answers(args.answers), read_answers(args.baseline))
+    except (ValueError, OSError) as refusal:
+        options.error(str(refusal))
+    sys.stdout.write((json.dumps(found.figures()) if args.json else str(found)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(interrupts.run(main))
