@@ -29,6 +29,12 @@ NEEDS-specforge := transformers==5.8.1 accelerate numpy psutil pydantic pyyaml t
 NEEDS-angelslim := transformers==5.8.1 datasets numpy pillow tqdm
 ALONE-specforge := specforge==0.2.0 yunchang==0.6.4
 ALONE-angelslim := angelslim==0.5.0
+# Harnesses of others, in an environment that sees what is installed here and adds what they need; the last two are what
+# FastChat's part that Spec-Bench imports asks for. Spec-Bench is no package: a commit of it is fetched.
+HARNESSES := build/harnesses
+NEEDS-harnesses := lm-eval==0.4.13 "openai<1" anthropic
+SPEC-BENCH := https://github.com/hemingkx/Spec-Bench
+SPEC-BENCH-COMMIT := 7f214e2319bfedde9ff139979a19bd12d96563cf
 # Test files with marks of it; others may import what the oldest transformers does not have.
 CONTRACT = $(shell grep -rlE "mark\.contract|^from contract import" --include="test_*.py" tests)
 # Every pip that runs below, those that tests start too, takes the pinned versions. As a URL, so that folders may have
@@ -43,7 +49,12 @@ say = echo "eagle: $(if $(wildcard $@),bringing $(1) up to date,installing $(1)$
 pip = $(BIN)/python -m pip install --no-input --disable-pip-version-check --progress-bar off $(1) >$(LOG) 2>&1 || \
 	{ tail -n 15 $(LOG) | cut -c 1-200 >&2; echo "eagle: pip failed; all it said is in $(LOG)" >&2; exit 1; }
 
-.PHONY: demo test test-oldest test-newest test-with versions nightly interop lint bench docs lock clean
+# Makes a checkout of one commit, or leaves none.
+fetch = rm -rf $(HARNESSES)/spec_bench && git init --quiet $(HARNESSES)/spec_bench && \
+	git -C $(HARNESSES)/spec_bench fetch --quiet --depth 1 $(SPEC-BENCH) $(SPEC-BENCH-COMMIT) && \
+	git -C $(HARNESSES)/spec_bench checkout --quiet FETCH_HEAD || { rm -rf $(HARNESSES)/spec_bench; false; }
+
+.PHONY: demo test test-oldest test-newest test-with versions nightly interop harnesses lint bench docs lock clean
 
 demo: $(CORE) ## a real trained pair: tokens per step, speeds, equal ids
 	$(BIN)/python examples/quickstart.py
@@ -79,6 +90,11 @@ nightly: $(ALL) ## full products of the cases that `test` runs pairwise
 
 interop: $(ALL) $(TRAINERS:%=$(INTEROP)/%/.installed) ## heads written and read by the trainers' own packages
 	$(BIN)/python -m pytest -n 2 tests/interop
+
+harnesses: $(HARNESSES)/env/.installed ## the loops of lm-evaluation-harness and Spec-Bench over the tiny pair
+	test -e $(HARNESSES)/spec_bench/evaluation/eval.py || { $(fetch); } >$(HARNESSES)/spec_bench.log 2>&1 || \
+		echo "eagle: $(SPEC-BENCH) cannot be fetched, its tests are skipped; git's words are in $(HARNESSES)/spec_bench.log"
+	$(BIN)/python -m pytest -n 2 -rs tests/harnesses
 
 lint: $(ALL) ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -142,6 +158,20 @@ $(INTEROP)/%/.installed: | $(ALL)
 		torch==$(TORCH) safetensors $(NEEDS-$*) >$(@D).log 2>&1 || { tail -n 15 $(@D).log | cut -c 1-200 >&2; exit 1; }
 	test -z "$(ALONE-$*)" || PIP_CONSTRAINT= $(@D)/bin/python -m pip install --no-input --no-deps $(ALONE-$*) >>$(@D).log 2>&1
 	$(@D)/bin/python -m pip uninstall --yes torchvision torchaudio >>$(@D).log 2>&1
+	touch $@
+
+# A line in its site-packages shows the environment what is installed here, torch and transformers among it: kept as
+# they are, so that harnesses add a fraction.
+$(HARNESSES)/env/.installed: | $(ALL)
+	rm -rf $(@D)
+	mkdir -p $(HARNESSES)
+	echo "torch==$(TORCH)" >$(HARNESSES)/constraints.txt
+	echo "eagle: installing the harnesses in $(@D), about 600 MB; pip's output is in $(HARNESSES)/env.log"
+	$(BIN)/python -m venv $(@D)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" >$(HARNESSES)/project.pth
+	cp $(HARNESSES)/project.pth "$$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")"
+	PIP_CONSTRAINT=$(HARNESSES)/constraints.txt $(@D)/bin/python -m pip install --no-input --progress-bar off \
+		$(NEEDS-harnesses) >$(HARNESSES)/env.log 2>&1 || { tail -n 15 $(HARNESSES)/env.log | cut -c 1-200 >&2; exit 1; }
 	touch $@
 
 build/transformers-/.installed:

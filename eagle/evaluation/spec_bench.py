@@ -1,7 +1,7 @@
 """Spec-Bench's door: the model and the forward function that its scripts ask for.
 
 A checkout of Spec-Bench runs its own `evaluation/inference_eagle3.py` over this library when `model/eagle3/ea_model.py`
-in it reads `from eagle.evaluation.spec_bench import EaModel`; see docs/migration.md.
+in it reads `from eagle.evaluation.spec_bench import EaModel`; see docs/harnesses.md.
 """
 
 from typing import Any
@@ -23,18 +23,22 @@ def ea_forward(
         kwargs: what `EaModel.eagenerate` takes besides.
 
     Returns:
-        ids [1, S + T], new tokens, the number of the last step, and the new tokens of the prefill and of every step.
+        ids [1, S + T], new tokens, forwards of the base model, and the new tokens of each: the prefill, every step.
     """
     ids_BS = inputs.input_ids.to(model.device)
     return model.eagenerate(ids_BS, temperature=temperature, max_new_tokens=max_new_tokens, log=True, **kwargs)  # type: ignore[no-any-return]
 
 
 class SpecBenchModel(ea_model.EaModel):
-    """`eagle.EaModel` whose `log=True` adds what Spec-Bench's copy of the reference adds: new tokens per step."""
+    """`eagle.EaModel` whose `log=True` gives what Spec-Bench counts: as many steps as it has accepted lengths."""
 
     def _logged(self, generation: Generation, log: bool) -> Any:
         logged = super()._logged(generation, log)
-        return (*logged, list(generation.stats.tokens_per_step)) if log else logged
+        if not log:
+            return logged
+        ids_BS, new_token, _ = logged
+        lengths = list(generation.stats.tokens_per_step)
+        return ids_BS, new_token, len(lengths), lengths
 
 
 EaModel = SpecBenchModel  # the name that its scripts import
