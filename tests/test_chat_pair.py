@@ -29,7 +29,7 @@ def test_a_head_fits_the_target_and_holds_numbers(kind):
     if kind == "eagle3":
         drafted = found["d2t"] + torch.arange(len(found["d2t"]))
         assert len(drafted) == config["draft_vocab_size"] == found["lm_head.weight"].shape[0]
-        assert 0 <= drafted.min() and drafted.max() < VOCABULARY and len(drafted.unique()) == len(drafted)
+        assert drafted.min() >= 0 and drafted.max() < VOCABULARY and len(drafted.unique()) == len(drafted)
         assert found["t2d"].nonzero().flatten().equal(drafted)
 
 
