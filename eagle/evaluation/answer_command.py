@@ -77,7 +77,7 @@ def parser(kind: str, family: str) -> argparse.ArgumentParser:
     name, about = f"gen_{kind}_{family}", FAMILIES[family]
     drafts = kind != "baseline_answer"
     prog = f"python -m eagle.evaluation.{name}"
-    usage = f"{prog} --base-model-path BASE {'--ea-model-path HEAD ' if drafts else ''}[--bench-name SET] …"
+    usage = f"{prog} --base-model-path BASE {'--ea-model-path HEAD ' if drafts else ''}[--bench-name SET] [...]"
     parser = argparse.ArgumentParser(prog=prog, usage=usage, description=f"{KINDS[kind].capitalize()}: {family}.")
     parser.add_argument("--base-model-path", required=True)
     parser.add_argument("--ea-model-path", required=drafts, help=None if drafts else "not needed, and not loaded")
