@@ -1,4 +1,4 @@
-"""The reference's commands answer what is asked, with and without a head alike, and lose nothing when they end early."""
+"""The reference's commands answer what is asked, with and without a head alike, and lose nothing at an early end."""
 
 import importlib
 import json
@@ -16,6 +16,7 @@ from places import PAIR, environment
 from transformers import AutoTokenizer, BitsAndBytesConfig
 
 from eagle import chat
+from eagle.data.samples import prompt_ids
 from eagle.evaluation import answer_command, answering
 from eagle.evaluation.answer_command import CHAIN, FAMILIES, answered, devices_of, settings_of
 from eagle.evaluation.questions import load_questions
@@ -116,9 +117,12 @@ def test_both_sides_count_their_ids_and_say_the_same(base, tmp_path, family, tem
 
 def test_the_first_answer_stands_in_the_second_prompt(base, questions, monkeypatch):
     prompts, real = [], answering.prompt_ids
-    monkeypatch.setattr(
-        answering, "prompt_ids", lambda t, template, messages: prompts.append(list(messages)) or real(t, template, messages)
-    )  # fmt: skip
+
+    def watched(tokenizer, template, messages):
+        prompts.append(list(messages))
+        return real(tokenizer, template, messages)
+
+    monkeypatch.setattr(answering, "prompt_ids", watched)
     found = run(base, questions, "gen_ea_answer_llama3chat", "--question-end", "1", "--system-message", "Be brief.")
     first = found[0]["choices"][0]["turns"][0]
     system = {"role": "system", "content": "Be brief."}
@@ -411,14 +415,13 @@ def test_a_question_that_is_too_long_is_named_and_left_out_each_time(base, tmp_p
 def test_answers_go_up_to_the_last_position(base, tmp_path, caplog):
     tokenizer = AutoTokenizer.from_pretrained(base)
     template = chat.choose_template(tokenizer)
-    length = lambda words: len(answering.prompt_ids(tokenizer, template, [{"role": "user", "content": words}]))  # noqa: E731
-    words = "x = 1\n" * 300
-    questions, room = asked(tmp_path, {1: [words]}), 2048 - length(words)
-    name = "gen_baseline_answer_llama3chat"
-    settings = settings_of("baseline_answer", "llama3chat", answer_command.parser("baseline_answer", "llama3chat").parse_args(
-        [*arguments(base, questions, name), "--max-new-token", str(room + 1)]))  # fmt: skip
-    asked_now = load_questions(str(questions)).questions
-    assert list(answered(settings, asked_now, "m", [""])) == [] and "is left out" in caplog.text
+    texts = ["x = 1\n" * count for count in range(300, 600)]
+    rooms = [2048 - len(prompt_ids(tokenizer, template, [{"role": "user", "content": text}])) for text in texts]
+    text, room = next((text, room) for text, room in zip(texts, rooms, strict=True) if 2 <= room <= 12)
+    questions, name = asked(tmp_path, {1: [text]}), "gen_ea_answer_llama3chat"
+    assert run(base, questions, name, "--max-new-token", str(room + 1)) == [] and "is left out" in caplog.text
+    (record,) = run(base, questions, name, "--max-new-token", str(room))
+    assert record["choices"][0]["new_tokens"] == [room]
 
 
 # --- several processes
