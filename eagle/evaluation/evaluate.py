@@ -36,7 +36,7 @@ from eagle.evaluation.pairs import (
     positions,
 )
 from eagle.evaluation.question_runs import Interviewer, QuestionRecord
-from eagle.evaluation.questions import QuestionSet, load_questions
+from eagle.evaluation.questions import BenchQuestion, QuestionSet, load_questions
 from eagle.evaluation.record_file import RecordFile
 from eagle.evaluation.report import without_nan
 from eagle.evaluation.scores import differences, score_all
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("what is asked")
     group.add_argument("--questions", nargs="+", metavar="SET", help="names of sets, or files of JSON lines")
     group.add_argument("--questions-folder", type=Path, help="where files of named sets are (default: data)")
-    group.add_argument("--num-questions", type=int, help="of every set; default: all")
+    group.add_argument("--num-questions", type=int, help="of every set, spread evenly over it; default: all")
     group.add_argument("--template", help="one of FastChat's, where the tokenizer has none, or another than its own")
     group.add_argument("--as-text", action="store_true", help="continue first turns as plain text, without a template")
     group = parser.add_argument_group("what is run")
@@ -96,7 +96,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def load_sets(args: argparse.Namespace) -> list[QuestionSet]:
-    """Return the sets that were asked for, cut to their first questions where that was asked for too.
+    """Return the sets that were asked for, or so many questions of each.
 
     Raises:
         ValueError: two of one name.
@@ -105,7 +105,13 @@ def load_sets(args: argparse.Namespace) -> list[QuestionSet]:
     names = [one.name for one in found]
     if len(set(names)) < len(names):
         raise ValueError(f"--questions: two sets are called the same: {names}")
-    return [QuestionSet(one.name, one.source, one.questions[: args.num_questions]) for one in found]
+    return [QuestionSet(one.name, one.source, spread(one.questions, args.num_questions)) for one in found]
+
+
+def spread(questions: Sequence[BenchQuestion], count: int | None) -> tuple[BenchQuestion, ...]:
+    """Return so many questions, spread evenly over a set, whose kinds often stand one after the other."""
+    count = len(questions) if count is None else min(count, len(questions))
+    return tuple(questions[place * len(questions) // count] for place in range(count))
 
 
 def template_of(pair: BenchPair, args: argparse.Namespace) -> Template | None:

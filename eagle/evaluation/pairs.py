@@ -190,12 +190,11 @@ def opened(args: argparse.Namespace) -> Iterator[BenchPair]:
         heads = tuple(args.ea_model_path or (args.default_heads if args.base_model_path is None else ()))
         for head in heads:
             read_config(head)  # a missing head is found before minutes of loading
-        tokenizer = AutoTokenizer.from_pretrained(path)
         base, assistant = load_base(path, {"dtype": dtype}).to(device).eval(), None
         if args.assistant_model_path is not None:
             assistant = load_base(args.assistant_model_path, {"dtype": dtype}).to(device).eval()
             _check_assistant(base, assistant)
-        yield BenchPair(base, path, heads, tokenizer, options, assistant)
+        yield BenchPair(base, path, heads, AutoTokenizer.from_pretrained(path), options, assistant)
         return
     with tempfile.TemporaryDirectory() as folder:
         yield replace(_synthetic(args, dtype, device, folder), options=options)

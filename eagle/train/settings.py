@@ -90,7 +90,7 @@ class Settings:
     gradient_accumulation_steps: int = _about("micro-batches per optimiser step", 1)
     length: int | None = _about("texts are packed into rows of so many tokens; default: one text per row")
     optimizer: Literal["adamw", "muon"] = _about("muon: matrices by Muon, the rest by AdamW", "adamw")
-    lr: float | None = _about("peak learning rate; default: 1e-4 for adamw; for muon 1e-2 for eagle, 5e-3 for eagle3")
+    lr: float | None = _about("peak learning rate; default: 1e-4 for adamw; 5e-3 for muon")
     lm_head_lr: float | None = _about("peak learning rate of an EAGLE-3 head's output matrix; default: lr")
     warmup_steps: int | None = _about("steps until the peak; default: 4 %% of all, at most 500")
     lr_scheduler: Literal["cosine", "linear", "constant"] = _about("what follows the peak", "cosine")
@@ -181,7 +181,7 @@ class Settings:
         """The highest learning rate."""
         if self.lr is not None:
             return self.lr
-        return 1e-4 if self.optimizer == "adamw" else {"eagle": 1e-2, "eagle3": 5e-3}[self.kind]
+        return 1e-4 if self.optimizer == "adamw" else 5e-3
 
     def identity(self, processes: int) -> dict[str, Any]:
         """Return the settings that a run must have in common with what it continues; inputs come on top of them."""

@@ -292,3 +292,8 @@ def test_a_tokenizer_without_a_template_needs_to_be_told(place, capsys):
         evaluate.main(asked)
     assert "--template, or add --as-text" in capsys.readouterr().err
     assert evaluate.main([*asked, "--as-text", "--temperature", "0"]) == 0
+
+
+def test_fewer_questions_are_spread_over_the_whole_set():
+    assert [evaluate.spread(range(80), n)[:3] for n in (8, 80, None, 99)] == [(0, 10, 20), *[(0, 1, 2)] * 3]
+    assert evaluate.spread(range(3), 2) == (0, 1) and len(evaluate.spread(range(79), 20)) == 20
