@@ -25,9 +25,10 @@ from eagle.evaluation.answering import Answerer, AnswerSettings, TooLongError
 from eagle.evaluation.pairs import DTYPES, at_least
 from eagle.evaluation.questions import BenchQuestion, load_questions
 from eagle.evaluation.record_file import RecordFile
-from eagle.files import differing, is_local, write_text
+from eagle.files import differing, write_text
 from eagle.model import choices
 from eagle.model.configs import tree_config
+from eagle.model.support.loading import check_base
 
 logger = logging.getLogger(__name__)
 CHAIN = [[0] * length for length in range(1, 6)]
@@ -128,8 +129,7 @@ def settings_of(kind: str, family: str, args: argparse.Namespace) -> AnswerSetti
     """
     at_least(1, args, "max_new_token", "num_choices", "num_gpus_per_model", "num_gpus_total")
     at_least(0, args, "temperature", "question_begin", "question_end")
-    if is_local(args.base_model_path) and not Path(args.base_model_path).is_dir():
-        raise ValueError(f"--base-model-path={args.base_model_path} is no folder")
+    check_base(args.base_model_path)
     if args.load_in_8bit and args.load_in_4bit:
         raise ValueError("--load-in-8bit and --load-in-4bit exclude each other")
     if args.num_gpus_total % args.num_gpus_per_model:

@@ -235,14 +235,15 @@ REFUSED = {
     "--num-gpus-per-model=2": "must be a multiple",
     "--max-gpu-memory=40 apples": "size",
     "--max-gpu-memory=40GiB": "there is no GPU here",
-    "--base-model-path=/nowhere/at/all": "is no folder",
+    "--base-model-path=/nowhere/at/all": "'/nowhere/at/all' is neither a folder nor a Hub",
+    f"--base-model-path={HEAD}": "holds a draft head, not a base model",
     "--bench-name=nothing": "there is no such file",
     "--template=vicuna": "FastChat has no template 'vicuna'; its closest names are",
     "--ea-model-path=/nowhere": "neither a folder nor a Hub",
 }
 
 
-@pytest.mark.parametrize("option", REFUSED)
+@pytest.mark.parametrize("option", REFUSED, ids=lambda option: option.replace(HEAD, "HEAD"))
 def test_a_wrong_option_is_refused_before_the_model_is_loaded(base, questions, capsys, monkeypatch, option):
     monkeypatch.setattr("eagle.model.ea_model.load_base", lambda *_: pytest.fail("work has begun"))
     assert REFUSED[option] in refused(capsys, base, questions, "gen_ea_answer_llama3chat", option)
