@@ -36,7 +36,8 @@ ORDER = """
     eagle.traineagle3: main
     eagle.evaluation: question_sets questions synthetic prompts pairs plain_decoder methods model_meter measure report
     eagle.evaluation: record_file intervals near_ties question_runs scores curve_points plots eval_report eval_folder
-    eagle.evaluation: bench evaluate speed answering answer_command curves memory conversation processor spec_bench
+    eagle.evaluation: bench evaluate speed answering answer_processes answer_command curves memory conversation
+    eagle.evaluation: processor spec_bench
     eagle.evaluation: gen_ea_answer_vicuna gen_ea_answer_llama2chat gen_ea_answer_llama3chat gen_ea_answer_mix
     eagle.evaluation: gen_ea_answer_qwen3 gen_ea_answer_ds gen_baseline_answer_vicuna gen_baseline_answer_llama2chat
     eagle.evaluation: gen_baseline_answer_llama3chat gen_baseline_answer_mix gen_baseline_answer_qwen3

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
-from eagle.chat import Message, choose_template
+from eagle.chat import Message, RowError, choose_template
 from eagle.data.samples import prompt_ids
 from eagle.evaluation.plain_decoder import PlainDecoder
 from eagle.evaluation.questions import BenchQuestion
@@ -42,6 +42,7 @@ class AnswerSettings:
         is_llama3: `<|eot_id|>` ends an answer too.
         one_turn: only first turns are asked.
         dtype: of the base.
+        num_gpus_per_model: GPUs that a model is spread over, of those that its process sees.
         load_in_8bit, load_in_4bit: quantise it with bitsandbytes.
         max_gpu_memory: per device, as "40GiB"; None for all there is.
     """
@@ -61,6 +62,7 @@ class AnswerSettings:
     is_llama3: bool = False
     one_turn: bool = False
     dtype: str = "float16"
+    num_gpus_per_model: int = 1
     load_in_8bit: bool = False
     load_in_4bit: bool = False
     max_gpu_memory: str | None = None
@@ -70,8 +72,11 @@ class AnswerSettings:
         options: dict[str, Any] = {"dtype": self.dtype}
         if torch.cuda.is_available():
             options["device_map"] = "auto"
+            gpus = range(self.num_gpus_per_model)
             if self.max_gpu_memory is not None:
-                options["max_memory"] = dict.fromkeys(range(torch.cuda.device_count()), self.max_gpu_memory)
+                options["max_memory"] = dict.fromkeys(gpus, self.max_gpu_memory)
+            elif len(gpus) < torch.cuda.device_count():
+                options["max_memory"] = {gpu: torch.cuda.mem_get_info(gpu)[0] for gpu in gpus}  # none of the others
         if self.load_in_8bit or self.load_in_4bit:
             bits = {"load_in_8bit": self.load_in_8bit, "load_in_4bit": self.load_in_4bit}
             options["quantization_config"] = BitsAndBytesConfig(**bits)
@@ -86,11 +91,18 @@ class Answerer:
     """A loaded model that answers questions.
 
     Raises:
-        ValueError: the tokenizer has no template, or see `EaModel`.
+        ValueError: the tokenizer has no template, or it refuses the system message; or see `EaModel`.
     """
 
     def __init__(self, settings: AnswerSettings) -> None:
         self.settings = settings
+        self.tokenizer = load_tokenizer(settings.base_model_path)
+        template = choose_template(self.tokenizer, settings.template)
+        if template is None:
+            raise ValueError(f"{settings.base_model_path}: the tokenizer has no chat template: choose a --template")
+        self.template = template
+        template.render([*self._opening(), {"role": "user", "content": "Hello"}], asks=True)
+        # What takes minutes comes last.
         self.model: EaModel | PlainDecoder
         if settings.ea_model_path is None:
             self.model = PlainDecoder(load_base(settings.base_model_path, settings.loading()))
@@ -107,26 +119,29 @@ class Answerer:
                 **settings.loading(),
             )
             self._generate = self.model.eagenerate
-        self.tokenizer = load_tokenizer(settings.base_model_path)
-        self.template = choose_template(self.tokenizer, settings.template)
-        if self.template is None:
-            raise ValueError(f"{settings.base_model_path}: the tokenizer has no chat template")
 
-    def warm_up(self, question: BenchQuestion) -> None:
-        """Answer a few tokens, unmeasured."""
-        with suppress(TooLongError):
-            self._turn([*self._opening(), {"role": "user", "content": question.turns[0]}], WARM_UP)
+    def warm_up(self, questions: Sequence[BenchQuestion]) -> None:
+        """Answer a few tokens, unmeasured, of the first question that is short enough."""
+        for question in questions:
+            with suppress(TooLongError):
+                self._turn([*self._opening(), {"role": "user", "content": question.turns[0]}], WARM_UP)
+                return
 
     def answer(self, question: BenchQuestion, model_id: str) -> dict[str, Any]:
         """Return the record of a question.
 
         Raises:
             TooLongError: the base has too few positions for one of its turns.
+            ValueError: the template refuses it.
         """
-        choices = [self._choice(question, index) for index in range(self.settings.num_choices)]
+        try:
+            choices = [self._choice(question, index) for index in range(self.settings.num_choices)]
+        except RowError as refusal:
+            raise ValueError(f"question {question.id}: {refusal}") from refusal
         return {
             "question_id": question.id,
             "category": question.category,
+            "asked": question.key,
             "answer_id": uuid.uuid4().hex,
             "model_id": model_id,
             "choices": choices,
@@ -160,7 +175,6 @@ class Answerer:
         return choice
 
     def _turn(self, messages: Sequence[Message], new: int) -> tuple[list[int], float]:
-        assert self.template is not None
         target = self.model.target
         ids_BS = torch.tensor([prompt_ids(self.tokenizer, self.template, messages)], device=target.device)
         width, room = ids_BS.shape[1], target.last_position

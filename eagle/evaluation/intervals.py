@@ -41,10 +41,10 @@ class Estimate:
     def figures(self) -> dict[str, float | None]:
         """Return value and ends as JSON knows them; None for what nobody measured."""
         found = {"value": self.value, "low": self.low, "high": self.high}
-        return {name: None if math.isnan(number) else number for name, number in found.items()}
+        return {name: number if math.isfinite(number) else None for name, number in found.items()}
 
     def _percentile(self, share: float) -> float:
-        known = self.draws[~np.isnan(self.draws)]
+        known = self.draws[np.isfinite(self.draws)]
         return float(np.quantile(known, share)) if len(known) else float("nan")
 
 

@@ -12,31 +12,39 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file of JSON lines; empty lines, and a last one without its end, are passed over.
+def read_records(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Return the objects of a file of JSON lines, each with the number of its line, from 1.
+
+    Empty lines are passed over, and so is a last one that is cut off.
 
     Raises:
         ValueError: a line is no JSON object; the message names it.
     """
     records = []
     lines = path.read_bytes().split(b"\n")
-    unfinished = lines.pop()
     for number, line in enumerate(lines, start=1):
-        if line.strip():
-            records.append(_record(path, number, line))
-    if unfinished.strip():
-        try:
-            records.append(_record(path, len(lines) + 1, unfinished))  # whole, but for its newline
-        except ValueError:
-            logger.warning("%s ends within line %d: what that was about is done again", path, len(lines) + 1)
+        if number == len(lines) and not _is_whole(line):
+            if line.strip():
+                logger.warning("%s ends within line %d, which does not count", path, number)
+        elif line.strip():
+            records.append((number, _record(path, number, line)))
     return records
+
+
+def _is_whole(last: bytes) -> bool:
+    """Tell whether a line is JSON, only its newline missing."""
+    try:
+        json.loads(last)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as failure:
-        raise ValueError(f"{path} line {number} is damaged ({failure}): without that line it is done again") from None
+        raise ValueError(f"{path} line {number} is damaged ({failure}): mend it, or delete that line") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} line {number} is {type(found).__name__}, not an object: delete it")
     return found
@@ -57,7 +65,7 @@ class RecordFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.records = read_records(path) if path.exists() else []
+        self.records = [record for _, record in read_records(path)] if path.exists() else []
         self._is_clean = not path.exists()
 
     def add(self, record: dict[str, Any]) -> None:
@@ -65,27 +73,24 @@ class RecordFile:
 
         Raises:
             OSError: the disk is full, or fails; what was written before is kept.
+            ValueError: JSON does not know what the record holds.
         """
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
         if not self._is_clean:
             self._cut()
+        self._is_clean = False  # should the disk take a part of the line only
         with self.path.open("ab") as file:
-            file.write(line.encode() + b"\n")
+            file.write(line)
+        self._is_clean = True
         self.records.append(record)
 
     def _cut(self) -> None:
         """End the last line, or cut it off where it is no record."""
-        data = self.path.read_bytes()
-        if data and not data.endswith(b"\n"):
-            kept, _, last = data.rpartition(b"\n")
-            try:
-                json.loads(last)
-                ending = b"\n"
-            except ValueError:
-                ending = b""
-            size = len(data) if ending else len(kept) + (1 if kept else 0)
+        data = self.path.read_bytes() if self.path.exists() else b""
+        last = data.rpartition(b"\n")[2]
+        if last:
+            whole = _is_whole(last)
             with self.path.open("r+b") as file:
-                file.truncate(size)
-                file.seek(size)
-                file.write(ending)
-        self._is_clean = True
+                file.truncate(len(data) if whole else len(data) - len(last))
+                file.seek(0, 2)
+                file.write(b"\n" if whole else b"")

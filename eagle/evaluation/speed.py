@@ -9,8 +9,9 @@ count, as in the reference's file of this name; but tokens are those that were c
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from typing import Any
 from eagle import interrupts
 from eagle.evaluation.eval_report import ranged
 from eagle.evaluation.intervals import Estimate, estimate, ratio_of_means, ratio_of_sums
+from eagle.evaluation.questions import refused_at
 from eagle.evaluation.record_file import read_records
 from eagle.evaluation.scores import acceptance_by_depth
+
+SHOWN = 9  # questions that are named at most
 
 
 @dataclass(frozen=True)
@@ -96,30 +100,43 @@ def read_answers(path: Path) -> dict[int | str, AnswerSpeed]:
         ValueError: a line is no answer, answers a question twice, or counts other tokens than its ids.
     """
     found: dict[int | str, AnswerSpeed] = {}
-    for number, record in enumerate(read_records(path), start=1):
-        try:
-            question, answer = record["question_id"], _answer(record["choices"][0])
-        except (KeyError, IndexError, TypeError, ValueError) as failure:
-            raise ValueError(f"{path}, answer {number}: {_reason(failure)}") from failure
-        if question in found:
-            raise ValueError(f"{path}, answer {number}: question {question} is answered twice")
-        found[question] = answer
+    lines: dict[int | str, int] = {}
+    for number, record in read_records(path):
+        with refused_at(f"{path} line {number}"):
+            question, choices = record.get("question_id"), record.get("choices")
+            if not isinstance(question, int | str):
+                raise ValueError(f"question_id={question!r} is no number and no text")
+            if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+                raise ValueError("it has no choices")
+            if question in found:
+                raise ValueError(f"question {question} is answered in line {lines[question]} already")
+            found[question], lines[question] = _answer(choices[0]), number
     if not found:
         raise ValueError(f"{path} holds no answers")
     return found
 
 
-def _reason(failure: Exception) -> str:
-    return f"it has no {failure.args[0]!r}" if isinstance(failure, KeyError) else str(failure)
-
-
 def _answer(choice: dict[str, Any]) -> AnswerSpeed:
-    tokens, seconds, ids = choice["new_tokens"], choice["wall_time"], choice.get("ids")
-    if ids is not None and [len(turn) for turn in ids] != tokens:
-        raise ValueError(f"new_tokens={tokens}, and its ids are {[len(turn) for turn in ids]}")
-    if not sum(tokens) or not sum(seconds) > 0:
+    tokens, seconds = _counts(choice, "new_tokens"), _counts(choice, "wall_time", float)
+    accepted = None if choice.get("accepted") is None else _counts(choice, "accepted")
+    ids = choice.get("ids")
+    if ids is not None:
+        if not isinstance(ids, list) or not all(isinstance(turn, list) for turn in ids):
+            raise ValueError("ids must be a list of lists")
+        if [len(turn) for turn in ids] != tokens:
+            raise ValueError(f"new_tokens={tokens}, and its ids are {[len(turn) for turn in ids]}")
+    if len(tokens) != len(seconds) or not sum(tokens) or not sum(seconds) or math.isinf(sum(tokens) / sum(seconds)):
         raise ValueError(f"new_tokens={tokens} in wall_time={seconds} is no speed")
-    return AnswerSpeed(sum(tokens), sum(seconds), choice.get("accepted"), ids)
+    return AnswerSpeed(sum(tokens), sum(seconds), accepted, ids)
+
+
+def _counts(choice: dict[str, Any], name: str, kind: type = int) -> list[Any]:
+    found = choice.get(name)
+    if found is None:
+        raise ValueError(f"it has no {name}")
+    if not isinstance(found, list) or not all(type(one) in (int, kind) and 0 <= one < math.inf for one in found):
+        raise ValueError(f"{name}={found!r} must be a list of numbers of 0 or more")
+    return found
 
 
 def compare(answers: dict[int | str, AnswerSpeed], baseline: dict[int | str, AnswerSpeed]) -> SpeedReport:
@@ -128,8 +145,12 @@ def compare(answers: dict[int | str, AnswerSpeed], baseline: dict[int | str, Ans
     Raises:
         ValueError: one has questions that the other has not.
     """
-    if alone := [str(one) for one in answers.keys() ^ baseline.keys()]:
-        raise ValueError(f"these questions are in one of the two files only: {', '.join(sorted(alone)[:9])}")
+    if lacks := [
+        f"the {name} {_listed(others)}"
+        for name, others in (("answers lack", baseline.keys() - answers), ("baseline lacks", answers.keys() - baseline))
+        if others
+    ]:
+        raise ValueError(f"not the same questions: {'; '.join(lacks)}")
     ours, theirs = [answers[one] for one in answers], [baseline[one] for one in answers]
     speeds = [[one.tokens_per_second for one in side] for side in (ours, theirs)]
     lengths = [one.accepted for one in ours if one.accepted is not None]
@@ -148,6 +169,11 @@ def compare(answers: dict[int | str, AnswerSpeed], baseline: dict[int | str, Ans
     )
 
 
+def _listed(questions: Collection[int | str]) -> str:
+    names = sorted(map(str, questions), key=lambda one: (len(one), one))
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare and print."""
     options = argparse.ArgumentParser(
@@ -161,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = compare(read_answers(args.answers), read_answers(args.baseline))
     except (ValueError, OSError) as refusal:
         options.error(str(refusal))
-    sys.stdout.write((json.dumps(found.figures()) if args.json else str(found)) + "\n")
+    sys.stdout.write((json.dumps(found.figures(), allow_nan=False) if args.json else str(found)) + "\n")
     return 0
 
 

@@ -18,14 +18,12 @@ logger = logging.getLogger(__name__)
 UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
-def load_base(path: str, kwargs: dict[str, Any]) -> Any:
-    """Load the base model with sdpa or eager attention; translate arguments that transformers 5 dropped.
+def check_base(path: str) -> None:
+    """See, before anything is loaded, that a path is no draft head, and of a local one that it is there.
 
     Raises:
         FileNotFoundError: the path is neither a folder nor a Hub id.
-        ValueError: a draft head, an attention implementation that cannot carry a tree, or arguments that transformers
-            refuses.
-        TypeError: a keyword that neither eagle nor transformers knows.
+        ValueError: a draft head.
     """
     if not path or (is_local(path) and not Path(path).is_dir()):
         raise FileNotFoundError(f"{path!r} is neither a folder nor a Hub repository id")
@@ -35,6 +33,18 @@ def load_base(path: str, kwargs: dict[str, Any]) -> Any:
         raise ValueError(
             f"{path!r} holds a draft head, not a base model: are base_model_path and ea_model_path exchanged?"
         )
+
+
+def load_base(path: str, kwargs: dict[str, Any]) -> Any:
+    """Load the base model with sdpa or eager attention; translate arguments that transformers 5 dropped.
+
+    Raises:
+        FileNotFoundError: the path is neither a folder nor a Hub id.
+        ValueError: a draft head, an attention implementation that cannot carry a tree, or arguments that transformers
+            refuses.
+        TypeError: a keyword that neither eagle nor transformers knows.
+    """
+    check_base(path)
     wanted = kwargs.get("attn_implementation")
     if wanted is not None and wanted not in ATTENTION:
         raise ValueError(f"attn_implementation={wanted!r} reads a tree mask as padding; use one of {ATTENTION}")
