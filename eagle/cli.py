@@ -8,7 +8,10 @@ import dataclasses
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from importlib import import_module
+
+from eagle import interrupts
 
 ELSEWHERE = {
     "convert": ("eagle.convert", "write a head of any trainer as this package, vLLM or SGLang reads it"),
@@ -80,7 +83,13 @@ def doctor(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        interrupts.expect()
+        return interrupts.run(lambda: _run(sys.argv[1:]))
+    return _run(argv)
+
+
+def _run(argv: Sequence[str]) -> int:
     if argv and argv[0] in ELSEWHERE:
         return int(import_module(ELSEWHERE[argv[0]][0]).main(argv[1:]))
     args = parser().parse_args(argv)

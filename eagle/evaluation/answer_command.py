@@ -93,7 +93,7 @@ def parser(kind: str, family: str) -> argparse.ArgumentParser:
     parser.add_argument("--question-begin", type=int, help="number of the first question, from 0")
     parser.add_argument("--question-end", type=int, help="number after the last one")
     parser.add_argument("--answer-file", type=Path, help="default: BENCH_NAME/MODEL_ID-temperature-T.jsonl")
-    parser.add_argument("--max-new-token", type=int, default=1024, help="per turn")
+    parser.add_argument("--max-new-token", "--max-new-tokens", type=int, default=1024, help="per turn")
     parser.add_argument("--total-token", type=int, default=about.total_token, help="nodes of the tree, root included")
     parser.add_argument("--depth", type=int, default=about.depth, help="expansions of the tree after the first")
     parser.add_argument("--top-k", type=int, default=about.top_k, help="children per expanded node")

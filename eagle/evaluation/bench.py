@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--num-prompts", type=int, default=8, help="per round")
     group.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
     group.add_argument("--prompt-lengths", type=int, nargs="+", help="tokens; default: prompts as they are")
-    group.add_argument("--max-new-token", type=int, default=128)
+    group.add_argument("--max-new-token", "--max-new-tokens", type=int, default=128)
     group.add_argument("--rounds", type=int, default=5)
     group.add_argument("--temperature", type=float, default=0.0)
     group.add_argument("--seed", type=int, default=0, help="before every run, for sampling")

@@ -5,6 +5,7 @@ import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,15 @@ def open_records(folder: Path, settings: Mapping[str, Any]) -> RecordFile:
     Raises:
         ValueError: the folder is of a run with other settings.
     """
-    path = folder / SETTINGS
-    if path.exists():
+    path, kept = folder / SETTINGS, RecordFile(folder / RECORDS)
+    if kept.records and path.exists():
         if others := differing(json.loads(path.read_text(encoding="utf-8")), settings):
             raise ValueError(f"{folder} has a run of other settings: {others}; choose another --out")
-    elif (folder / RECORDS).exists():
+    elif kept.records:
         raise ValueError(f"{folder} has records of unknown settings: choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(settings, indent=1) + "\n")
-    return RecordFile(folder / RECORDS)
+    return kept
 
 
 def write_report(
@@ -66,9 +67,11 @@ def write_report(
     lossless = lossless_lines(scores, differences, settings["dtype"])
     pictures = _pictures(scores, folder)
     about = provenance()
+    told = ", ".join(f"{name} {_words(value)}" for name, value in settings.items() if value not in (None, False))
     lines = [
-        f"`{shlex.join(command)}`",
-        *(f"{name}: {source}" for name, source in sources.items()),
+        f"`{shlex.join(command)}`, {date.today().isoformat()}",
+        f"settings: {told}",
+        *(f"questions {name}: {source}" for name, source in sources.items()),
         ", ".join(f"{name} {value}" for name, value in about.items() if value not in (None, False)),
         *verdicts,
     ]
@@ -84,6 +87,10 @@ def write_report(
     write_text(folder / "report.json", json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n")
     write_text(folder / "report.csv", csv_text(scores))
     return text(scores, [*lossless, *verdicts, f"written: {folder / 'report.md'}, with report.json and report.csv"])
+
+
+def _words(value: Any) -> str:
+    return " and ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _pictures(scores: Sequence[SetScore], folder: Path) -> list[Path]:

@@ -12,16 +12,19 @@ from typing import Any
 from eagle.evaluation.intervals import Estimate
 from eagle.evaluation.methods import HEADLESS
 from eagle.evaluation.report import PARTS, UNKNOWN, aligned, number
-from eagle.evaluation.scores import Comparison, FoundDifference, MethodScore, SetScore
+from eagle.evaluation.scores import FEW, Comparison, FoundDifference, MethodScore, SetScore
 
-HEADER = ("method", "speed-up", "tokens/s", "τ", "tokens/forward", "0-α … 4-α", "ids equal")
+HEADER = ("method", "speed-up", "tokens/s", "τ", "tokens/forward", "0-α 1-α …", "ids equal")
 SHOWN_DIFFERENCES = 20
-LEGEND = """\
-Intervals are of 95 %, by the bootstrap over questions, paired where methods are compared. A speed is the mean over
-questions of new tokens over seconds, prefill included. τ is 1 + accepted / drafts, as in the papers and in vLLM;
-tokens/forward is new tokens / verify forwards, as in SGLang and SpecForge. n-α is the share of drafts with n tokens
-accepted so far that accept one more. Assistant model and prompt lookup are transformers' own; sampling, they draw other
-random numbers than generate, so their ids are not compared then."""
+LEGEND = f"""\
+EAGLE-1 is the static tree of an EAGLE-1/2 head, EAGLE-2 the dynamic tree of the same head; in brackets stand the
+nodes of the tree, or auto where a tree is chosen before every step. Intervals are of 95 %, by the bootstrap over
+questions, paired where methods are compared. A speed is the mean over questions of new tokens over seconds, prefill
+included. τ is 1 + accepted / drafts, as in the papers and in vLLM; tokens/forward is new tokens / verify forwards, as
+in SGLang and SpecForge, which counts the prefill's token too: plain decoding has a little more than 1. n-α is the share
+of drafts with n tokens accepted so far that accept one more, where at least {FEW} drafts came so far. The mean over
+sets counts every set alike. Assistant model and prompt lookup are transformers' own; sampling, they draw other random
+numbers than generate, so their ids are not compared then."""
 
 
 def at(temperature: float) -> str:
@@ -45,30 +48,38 @@ def score_lines(score: SetScore) -> list[list[str]]:
             number(one.tokens_per_second.value, 1),
             ranged(one.acceptance_length),
             ranged(one.tokens_per_forward),
-            " ".join(f"{share:.2f}" for share in one.acceptance_by_depth) or UNKNOWN,
-            UNKNOWN if one.equal is None else f"{one.equal} of {one.answers}",
+            " ".join(f"{share.value:.2f}" for share in one.acceptance_by_depth) or UNKNOWN,
+            UNKNOWN if place == 0 or one.equal is None else f"{one.equal} of {one.answers}",
         ]
-        for one in score.methods
+        for place, one in enumerate(score.methods)
     ]
 
 
 def title(score: SetScore) -> str:
     """Return what a table is about."""
     name = "Mean over all sets" if score.is_mean else score.questions
+    first = score.methods[0]
     left_out = f", {score.too_long} too long for the base left out" if score.too_long else ""
-    return f"{name}, {at(score.temperature)}: {score.asked} questions{left_out}; speed-up over {score.baseline}"
+    asked = f"{score.asked} questions, {first.answers} answers ({first.cut} cut at the limit){left_out}"
+    return f"{name}, {at(score.temperature)}: {asked}; speed-up over {score.baseline}"
 
 
-def compared(one: Comparison) -> str:
+def compared(one: Comparison, questions: int) -> str:
     """Say how two methods compare, and whether beyond the interval."""
-    if one.speed.low > 1:
-        verdict = "faster"
+    if questions < FEW:
+        said = f"too few questions ({questions}) to say more"
+    elif one.speed.low > 1:
+        said = "faster"
     elif one.speed.high < 1:
-        verdict = "slower"
+        said = "slower"
     else:
-        verdict = "no faster and no slower beyond the interval"
-    gain = "" if one.acceptance is None else f", τ {one.acceptance.value:+.2f} [{_ends(one.acceptance, '+.2f')}]"
-    return f"{one.better} beside {one.worse}: {ranged(one.speed, unit='x')} the speed, {verdict}{gain}"
+        said = "no faster and no slower beyond the interval"
+    gain = (
+        ""
+        if one.acceptance is None
+        else f"; τ differs by {one.acceptance.value:+.2f} [{_ends(one.acceptance, '+.2f')}]"
+    )
+    return f"{one.better} beside {one.worse}: {ranged(one.speed, unit='x')} the speed, {said}{gain}"
 
 
 def _ends(found: Estimate, form: str) -> str:
@@ -82,6 +93,10 @@ def verdict(score: SetScore) -> str:
         return f"{at(score.temperature)}: nothing that drafts was measured"
     best = max(drafting, key=lambda one: one.speedup.value)
     found = f"{best.name}, {ranged(best.speedup, unit='x')} the speed of {score.baseline}"
+    if score.asked < FEW:
+        return (
+            f"{at(score.temperature)}: too few questions ({score.asked}) to say whether drafting pays: best is {found}"
+        )
     if best.speedup.low > 1:
         return f"{at(score.temperature)}: drafting pays here, best with {found}"
     if best.speedup.high < 1:
@@ -133,7 +148,7 @@ def markdown(
     for score in scores:
         parts += [f"## {title(score)}", _markdown_table(HEADER, score_lines(score))]
         if score.comparisons:
-            parts.append("\n".join(f"- {compared(one)}" for one in score.comparisons))
+            parts.append("\n".join(f"- {compared(one, score.asked)}" for one in score.comparisons))
         parts.append(_lengths(score.methods))
         if any(one.step_ms for one in score.methods):
             parts.append(_split(score.methods))
@@ -185,11 +200,12 @@ def figures(score: SetScore) -> dict[str, Any]:
             {
                 "name": one.name,
                 **{name: found.figures() if found is not None else None for name, found in _estimates(one)},
-                "acceptance_by_depth": list(one.acceptance_by_depth),
+                "acceptance_by_depth": [share.figures() for share in one.acceptance_by_depth],
                 "accepted_lengths": list(one.accepted_lengths),
                 "step_ms": one.step_ms,
                 "answers": one.answers,
                 "equal": one.equal,
+                "cut": one.cut,
                 "tokens": one.tokens,
             }
             for one in score.methods
@@ -221,7 +237,11 @@ def csv_text(scores: Sequence[SetScore]) -> str:
             place = [score.questions, f"{score.temperature:g}", one.name]
             for name, found in _estimates(one):
                 if found is not None:
-                    writer.writerow([*place, name, *(f"{x:.6g}" for x in (found.value, found.low, found.high))])
+                    writer.writerow([*place, name, *_cells(found)])
             for depth, share in enumerate(one.acceptance_by_depth):
-                writer.writerow([*place, f"{depth}-alpha", f"{share:.6g}", "", ""])
+                writer.writerow([*place, f"{depth}-alpha", *_cells(share)])
     return out.getvalue()
+
+
+def _cells(found: Estimate) -> list[str]:
+    return [f"{number:.6g}" for number in (found.value, found.low, found.high)]

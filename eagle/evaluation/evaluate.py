@@ -60,11 +60,15 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument("--as-text", action="store_true", help="continue first turns as plain text, without a template")
     group = parser.add_argument_group("what is run")
     group.add_argument("--methods", nargs="+", choices=tuple(NAMES), help="default: all that the heads allow")
-    group.add_argument("--total-token", type=int, nargs="+", default=[26, -1], help="sizes of trees; -1: automatic")
+    group.add_argument(
+        "--total-token", type=int, nargs="+", default=[26, -1], help="sizes of trees, -1: automatic (default: 26 -1)"
+    )
     add_tree_limits(parser)
     parser.set_defaults(depth=5, top_k=8)
     group.add_argument("--temperature", type=float, nargs="+", default=[0.0, 1.0], help="0: greedy")
-    group.add_argument("--max-new-token", type=int, default=512, help="per turn")
+    group.add_argument(
+        "--max-new-token", "--max-new-tokens", type=int, default=512, help="per turn (default: %(default)s)"
+    )
     group.add_argument("--rounds", type=int, default=1, help="how often every question is asked; the median counts")
     group.add_argument("--seed", type=int, default=0, help="before every answer, for sampling")
     parser.add_argument("--out", type=Path, required=True, help="folder of the report, and of what is finished")
@@ -152,20 +156,22 @@ def ask(
             if found is None:
                 bar.set_postfix_str(f"{one.name}, {at(temperature)}", refresh=False)
                 record = interviewer.ask(one.name, question, temperature, by_temperature[temperature])
-                records.add(without_nan(record.to_dict()))
+                if not record.is_too_long:  # with fewer new tokens it may not be
+                    records.add(without_nan(record.to_dict()))
                 bar.update()
             else:
                 record = QuestionRecord.from_dict(found)
             yield record
 
 
-def evaluate(args: argparse.Namespace, sets: Sequence[QuestionSet], pair: BenchPair) -> Evaluation:
+def evaluate(
+    args: argparse.Namespace, sets: Sequence[QuestionSet], pair: BenchPair, template: Template | None
+) -> Evaluation:
     """Ask all that is not yet answered.
 
     Raises:
         ValueError: options do not go with the pair, or with what --out holds.
     """
-    template = template_of(pair, args)
     models = load_models(pair, args.total_token, args.depth, args.top_k)
     by_temperature = {t: choose_methods(pair.base, models, args.methods, t, pair.assistant) for t in args.temperature}
     kept = open_records(args.out, settings_of(args, template))
@@ -183,11 +189,15 @@ def evaluate(args: argparse.Namespace, sets: Sequence[QuestionSet], pair: BenchP
 
 
 def report(
-    args: argparse.Namespace, sets: Sequence[QuestionSet], evaluation: Evaluation, command: Sequence[str]
+    args: argparse.Namespace,
+    sets: Sequence[QuestionSet],
+    evaluation: Evaluation,
+    template: Template | None,
+    command: Sequence[str],
 ) -> int:
     """Write and print the report; return 1 where ids differ that must be equal."""
     records, seeded = evaluation
-    scores, found = score_all(records, seeded), differences(records)
+    scores, found = score_all(records, seeded, args.max_new_token), differences(records)
     if not scores:
         raise ValueError("all questions are too long for the base's positions: lower --max-new-token")
     written = write_report(
@@ -196,7 +206,7 @@ def report(
         if args.base_model_path
         else "Tiny pair",
         sources={one.name: one.source for one in sets},
-        settings=json.loads(json.dumps(vars(args), default=str)),
+        settings=settings_of(args, template),
         command=command,
         scores=scores,
         differences=found,
@@ -215,8 +225,9 @@ def main(argv: list[str] | None = None) -> int:
         check(args)
         sets = load_sets(args)
         with opened(args) as pair:
-            evaluation = evaluate(args, sets, pair)
-        return report(args, sets, evaluation, command)
+            template = template_of(pair, args)
+            evaluation = evaluate(args, sets, pair, template)
+        return report(args, sets, evaluation, template, command)
     except (ValueError, NotImplementedError, OSError, ImportError) as refusal:
         options.error(str(refusal).partition("\n")[0])
     except KeyboardInterrupt:

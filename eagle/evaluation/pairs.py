@@ -108,8 +108,10 @@ def add_tree(parser: argparse.ArgumentParser) -> None:
 
 def add_tree_limits(parser: argparse.ArgumentParser) -> None:
     """Add what bounds every tree."""
-    parser.add_argument("--depth", type=int, default=4, help="expansions of the tree after the first")
-    parser.add_argument("--top-k", type=int, default=4, help="children per expanded node")
+    parser.add_argument(
+        "--depth", type=int, default=4, help="expansions of the tree after the first (default: %(default)s)"
+    )
+    parser.add_argument("--top-k", type=int, default=4, help="children per expanded node (default: %(default)s)")
 
 
 def at_least(low: float, args: argparse.Namespace, *names: str) -> None:

@@ -219,10 +219,19 @@ def _depth_lines(means: Sequence[SetScore], path: Path) -> Path:
         drafting = [one for one in score.methods if len(one.acceptance_by_depth) > 0 and one.name not in BASELINES]
         for place, one in enumerate(drafting):
             marker = MARKERS[place % len(MARKERS)]
-            depths = range(len(one.acceptance_by_depth))
-            axis.plot(depths, one.acceptance_by_depth, color=colours[one.name], marker=marker, label=one.name)
+            shares = one.acceptance_by_depth
+            errors = [[share.value - share.low for share in shares], [share.high - share.value for share in shares]]
+            axis.errorbar(
+                range(len(shares)),
+                [share.value for share in shares],
+                yerr=errors,
+                color=colours[one.name],
+                marker=marker,
+                elinewidth=0.8,
+                label=one.name,
+            )
         axis.set_xticks(range(DEPTHS), [f"{depth}-α" for depth in range(DEPTHS)])
-        axis.set_ylim(0, 1.03)
+        axis.set_ylim(-0.03, 1.03)
         axis.set_title(_at(score.temperature), fontsize=10)
     axes[0].set_ylabel("share of drafts that go on")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)

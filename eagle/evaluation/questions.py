@@ -72,10 +72,8 @@ def load_questions(name: str, folder: Path | None = None) -> QuestionSet:
     path = Path(name).expanduser()
     if path.is_file():
         return _from_file(path.stem, path)
-    own = f" or your own set as {' or '.join(map(str, _places(name, folder)))}" if _is_bare(name) else ""
-    raise ValueError(
-        f"questions {name!r}: there is no such file; expected one of {', '.join(SETS)},{own or ' or'} a file"
-    )
+    own = f", your own set as {' or '.join(map(str, _places(name, folder)))}" if _is_bare(name) else ""
+    raise ValueError(f"questions {name!r}: there is no such file; expected one of {', '.join(SETS)}{own}, or a file")
 
 
 def _is_bare(name: str) -> bool:

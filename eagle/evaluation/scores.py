@@ -4,7 +4,6 @@ Speeds are as in the papers: every question's new tokens over its seconds, the m
 faster baseline's mean. Tokens are counted as ids, up to each answer's end, on both sides.
 """
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from eagle.evaluation.methods import BASELINES
 from eagle.evaluation.near_ties import IdDifference
 from eagle.evaluation.question_runs import MethodRun, QuestionRecord
 
-DEPTHS = 5  # 0-α … 4-α, as in the papers
+DEPTHS = 7  # 0-α … 6-α; the papers stop at 4-α
+FEW = 10  # drafts that reached a depth, or questions, with which nothing is said of it
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,13 @@ class MethodScore:
         tokens_per_second: mean over questions.
         acceptance_length: τ, 1 + accepted / drafts; None where nobody counts.
         tokens_per_forward: new tokens / verify forwards; likewise.
-        acceptance_by_depth: n-α, the share of drafts that go on of those accepted so far, for n = 0, 1, ….
-        accepted_lengths: how many drafts had 0, 1, 2, … tokens accepted.
+        acceptance_by_depth: n-α, the share of drafts that go on of those accepted so far, for n = 0, 1, … as long as
+            `FEW` drafts came so far; of a mean, the mean over the sets that have it.
+        accepted_lengths: how many drafts had 0, 1, 2, … tokens accepted; of a mean none.
         step_ms: milliseconds of a step by stage; empty where nobody counts.
         answers: turns asked.
         equal: turns whose ids are `generate`'s; None where they need not be.
+        cut: turns that ended at the limit.
         tokens: new tokens.
     """
 
@@ -43,11 +45,12 @@ class MethodScore:
     tokens_per_second: Estimate
     acceptance_length: Estimate | None
     tokens_per_forward: Estimate | None
-    acceptance_by_depth: tuple[float, ...]
+    acceptance_by_depth: tuple[Estimate, ...]
     accepted_lengths: tuple[int, ...]
     step_ms: dict[str, float]
     answers: int
     equal: int | None
+    cut: int
     tokens: int
 
 
@@ -103,12 +106,13 @@ class FoundDifference:
     difference: IdDifference
 
 
-def score_set(records: Sequence[QuestionRecord], seeded: Sequence[str]) -> SetScore | None:
+def score_set(records: Sequence[QuestionRecord], seeded: Sequence[str], limit: int | None = None) -> SetScore | None:
     """Return the figures of one set at one temperature; None where all its questions are too long.
 
     Args:
         records: all of one set and temperature.
         seeded: methods whose sampled ids must be `generate`'s too.
+        limit: most new tokens of a turn.
     """
     asked = [record for record in records if not record.is_too_long]
     if not asked:
@@ -119,7 +123,9 @@ def score_set(records: Sequence[QuestionRecord], seeded: Sequence[str]) -> SetSc
     baseline = max((name for name in names if name in BASELINES), key=lambda name: float(np.mean(speeds[name])))
     is_greedy = not records[0].temperature
     methods = tuple(
-        _score(name, by_name[name], speeds[name], speeds[baseline], is_compared=is_greedy or name in seeded)
+        _score(
+            name, by_name[name], speeds[name], speeds[baseline], is_compared=is_greedy or name in seeded, limit=limit
+        )
         for name in names
     )
     comparisons = tuple(_compare(better, worse, by_name, speeds) for worse, better in claims(names))
@@ -154,13 +160,16 @@ def mean_score(scores: Sequence[SetScore]) -> SetScore:
     )
 
 
-def score_all(records: Sequence[QuestionRecord], seeded: Sequence[str]) -> list[SetScore]:
-    """Return the figures of every set, temperature by temperature, and after each of several sets their mean."""
+def score_all(records: Sequence[QuestionRecord], seeded: Sequence[str], limit: int | None = None) -> list[SetScore]:
+    """Return the figures of every set, temperature by temperature, and after each of several sets their mean.
+
+    Arguments as in `score_set`.
+    """
     scores: list[SetScore] = []
     for temperature in dict.fromkeys(record.temperature for record in records):
         of_one = [record for record in records if record.temperature == temperature]
         names = dict.fromkeys(record.questions for record in of_one)
-        by_set = [score_set([record for record in of_one if record.questions == name], seeded) for name in names]
+        by_set = [score_set([record for record in of_one if record.questions == name], seeded, limit) for name in names]
         known = [score for score in by_set if score is not None]
         scores += known
         if len(known) > 1:
@@ -220,6 +229,7 @@ def _score(
     baseline: Sequence[float],
     *,
     is_compared: bool,
+    limit: int | None,
 ) -> MethodScore:
     runs = [run for of_question in questions for run in of_question]
     accepted, drafts, tokens = _counts(questions)
@@ -231,25 +241,31 @@ def _score(
         estimate(lambda speed: speed.mean(-1), speeds),
         estimate(_tau, accepted, drafts) if counted else None,
         estimate(ratio_of_sums, tokens, drafts) if counted else None,
-        acceptance_by_depth(steps),
+        acceptance_by_depth([[count for run in runs for count in run.accepted or ()] for runs in questions]),
         tuple(np.bincount(steps).tolist()) if steps else (),
         _step_ms(runs, len(steps)),
         len(runs),
         sum(run.difference is None for run in runs) if is_compared else None,
+        sum(len(run.ids) == limit for run in runs),
         sum(tokens),
     )
 
 
-def acceptance_by_depth(accepted: Sequence[int]) -> tuple[float, ...]:
+def acceptance_by_depth(questions: Sequence[Sequence[int]], few: int = FEW) -> tuple[Estimate, ...]:
     """Return 0-α, 1-α, …: the share of drafts that accept one token more, of those that accepted so many.
 
-    A depth that no draft reached ends the list.
+    Args:
+        questions: tokens accepted by every draft, question by question.
+        few: a depth that fewer drafts reached ends the list.
     """
-    if not any(accepted):
-        return ()  # nothing was drafted, or nothing of it accepted
-    reached = [sum(count >= depth for count in accepted) for depth in range(DEPTHS + 1)]
-    pairs = itertools.pairwise(reached)
-    return tuple(further / so_far for so_far, further in pairs if so_far)
+    found = []
+    for depth in range(DEPTHS):
+        so_far = [sum(count >= depth for count in drafts) for drafts in questions]
+        further = [sum(count > depth for count in drafts) for drafts in questions]
+        if sum(so_far) < max(1, few) or not any(map(any, questions)):
+            break
+        found.append(estimate(ratio_of_sums, further, so_far))
+    return tuple(found)
 
 
 def _step_ms(runs: Sequence[MethodRun], steps: int) -> dict[str, float]:
@@ -280,10 +296,11 @@ def _mean(estimates: Sequence[Estimate | None]) -> Estimate | None:
 
 
 def _mean_method(scores: Sequence[MethodScore]) -> MethodScore:
-    lengths = [score.accepted_lengths for score in scores]
-    longest = max(map(len, lengths))
-    total = [sum(counts[place] for counts in lengths if place < len(counts)) for place in range(longest)]
-    steps = [place for place, count in enumerate(total) for _ in range(count)]
+    deepest = max(len(score.acceptance_by_depth) for score in scores)
+    by_depth = [
+        [score.acceptance_by_depth[place] for score in scores if place < len(score.acceptance_by_depth)]
+        for place in range(deepest)
+    ]
     equal = [score.equal for score in scores if score.equal is not None]
     parts = [score.step_ms for score in scores]
     return MethodScore(
@@ -292,10 +309,11 @@ def _mean_method(scores: Sequence[MethodScore]) -> MethodScore:
         mean([score.tokens_per_second for score in scores]),
         _mean([score.acceptance_length for score in scores]),
         _mean([score.tokens_per_forward for score in scores]),
-        acceptance_by_depth(steps),
-        tuple(total),
+        tuple(mean(depth) for depth in by_depth),
+        (),
         {name: float(np.mean([part.get(name, 0.0) for part in parts])) for name in parts[0]},
         sum(score.answers for score in scores),
         sum(equal) if len(equal) == len(scores) else None,
+        sum(score.cut for score in scores),
         sum(score.tokens for score in scores),
     )

@@ -164,7 +164,7 @@ def compare(answers: dict[int | str, AnswerSpeed], baseline: dict[int | str, Ans
         sum(speeds[1]) / len(ours),
         estimate(lambda *columns: 1 + ratio_of_sums(*columns), accepted, drafts) if counted else None,
         estimate(ratio_of_sums, [one.tokens for one in ours], drafts) if counted else None,
-        acceptance_by_depth([count for one in lengths for count in one]),
+        tuple(one.value for one in acceptance_by_depth(lengths, few=1)),
         sum(one.ids == other.ids for one, other in zip(ours, theirs, strict=True)) if has_ids else None,
     )
 

@@ -40,15 +40,27 @@ def test_figures_of_two_questions_are_those_worked_out_by_hand():
     assert eagle.acceptance_length.value == pytest.approx(1 + 17 / 7)
     assert eagle.tokens_per_forward.value == pytest.approx(26 / 7)
     assert eagle.accepted_lengths == (1, 1, 1, 2, 2)
-    assert eagle.acceptance_by_depth == pytest.approx((6 / 7, 5 / 6, 4 / 5, 2 / 4, 0.0))
+    assert eagle.acceptance_by_depth == ()  # seven drafts are too few to say
+    by_depth = acceptance_by_depth([[3, 2, 1, 4, 4], [0, 3]], few=1)
+    assert [one.value for one in by_depth] == pytest.approx([6 / 7, 5 / 6, 4 / 5, 2 / 4, 0.0])
     assert generate.acceptance_length is None and plain.acceptance_length.value == 1
     assert plain.acceptance_by_depth == () and (score.asked, eagle.answers, eagle.equal) == (2, 3, 3)
 
 
-def test_depth_that_no_draft_reaches_ends_the_list():
-    assert acceptance_by_depth([]) == acceptance_by_depth([0, 0]) == ()
-    assert acceptance_by_depth([1, 0]) == (0.5, 0.0)
-    assert acceptance_by_depth([9]) == (1.0,) * 5
+def test_depth_that_few_drafts_reach_ends_the_list():
+    def shares(questions, few):
+        return [one.value for one in acceptance_by_depth(questions, few)]
+
+    assert shares([[]], 1) == shares([[0, 0], [0]], 1) == []
+    assert shares([[1, 0]], 1) == [0.5, 0.0]
+    assert shares([[9]], 1) == [1.0] * 7
+    assert shares([[2, 1], [2, 0]], 3) == [0.75, 2 / 3]
+    interval = acceptance_by_depth([[1] * 9, [0] * 9], 1)[0]
+    assert (interval.low, interval.value, interval.high) == (0, 0.5, 1)
+
+
+def test_answers_that_end_at_the_limit_are_counted():
+    assert [one.cut for one in score_set(RECORDS, [], limit=10).methods] == [2, 2, 2]
 
 
 def test_a_mean_counts_every_set_alike():
@@ -58,7 +70,7 @@ def test_a_mean_counts_every_set_alike():
     for place in range(3):
         parts = [one.methods[place].speedup.value for one in (first, second)]
         assert both.methods[place].speedup.value == pytest.approx(sum(parts) / 2)
-    assert mean_score([first, second]).methods[2].accepted_lengths == (2, 1, 1, 3, 2)
+    assert mean_score([first, second]).methods[2].tokens == 32
 
 
 def test_questions_that_are_all_too_long_have_no_figures():
@@ -91,20 +103,28 @@ def questions(ratios):
 @pytest.mark.parametrize(
     ("ratios", "words", "pays"),
     [
-        ([1.5, 1.6, 1.7], "faster", "drafting pays here"),
-        ([0.5, 0.6, 0.7], "slower", "drafting neither pays nor costs"),  # EAGLE-1 is best then
-        ([0.5, 1.9, 0.9], "no faster and no slower beyond the interval", "drafting neither pays nor costs"),
+        ([1.5, 1.6, 1.7] * 4, "faster", "drafting pays here"),
+        ([0.5, 0.6, 0.7] * 4, "slower", "drafting neither pays nor costs"),  # EAGLE-1 is best then
+        (
+            [0.5, 1.9, 0.9, 0.6, 1.4] * 2,
+            "no faster and no slower beyond the interval",
+            "drafting neither pays nor costs",
+        ),
     ],
 )
 def test_what_is_said_of_a_comparison_is_what_its_interval_allows(ratios, words, pays):
     score = score_set(questions(ratios), [])
     (comparison,) = score.comparisons
-    assert f"the speed, {words}" in compared(comparison) and "τ +0.00 [+0.00, +0.00]" in compared(comparison)
+    said = compared(comparison, score.asked)
+    assert f"the speed, {words}" in said and "τ differs by +0.00 [+0.00, +0.00]" in said
     assert pays in verdict(score)
+    few = score_set(questions(ratios[:3]), [])
+    assert "too few questions (3) to say" in compared(few.comparisons[0], few.asked)
+    assert "too few questions (3) to say whether drafting pays" in verdict(few)
 
 
 def test_drafting_that_is_slower_everywhere_does_not_pay():
-    slow = [record(n, generate=[run(8, 1.0)], two=[run(8, s, [0])]) for n, s in enumerate((1.5, 1.6))]
+    slow = [record(n, generate=[run(8, 1.0)], two=[run(8, s, [0])]) for n, s in enumerate([1.5, 1.6] * 5)]
     assert "drafting does not pay here" in verdict(score_set(slow, []))
 
 
