@@ -41,4 +41,4 @@ def test_the_heads_are_small():
 def test_a_recipe_is_one_that_training_takes(kind):
     settings = parse(["--config", str(PAIR / f"{kind}.yaml")], "test", "")
     assert settings.kind == kind and settings.cpdir == f"build/chat_pair/{kind}_head"
-    assert settings.tmpdir == "build/chat_pair/train" and settings.max_steps == 500
+    assert settings.tmpdir == "build/chat_pair/train" and settings.max_steps in (390, 500)
