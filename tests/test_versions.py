@@ -167,11 +167,12 @@ def test_every_pip_that_make_runs_has_the_constraints(checkout, outside):
         ("$(@D)/constraints.txt", '--target $(@D) "transformers==$*"'),
         ("", '--target build/uv-$(UV) "uv==$(UV)"'),
     ]
-    # And environments of other trainers' packages, which want releases of their own.
-    trainers = MAKEFILE[MAKEFILE.index("$(INTEROP)/%/.installed: |") :].partition("\n\n")[0]
+    # And environments of other trainers' packages and of harnesses, which want releases of their own.
+    rules = ("$(INTEROP)/%/.installed: |", "$(HARNESSES)/env/.installed: |")
+    trainers, harnesses = (MAKEFILE[MAKEFILE.index(rule) :].partition("\n\n")[0] for rule in rules)
     for what, here in (("PIP_CONSTRAINT=", len(others)), ("pip install", 1)):
-        assert MAKEFILE.count(what) == here + trainers.count(what)
-    assert "torch==$(TORCH)" in trainers
+        assert MAKEFILE.count(what) == here + trainers.count(what) + harnesses.count(what)
+    assert "torch==$(TORCH)" in trainers and "torch==$(TORCH)" in harnesses
 
 
 @needs_make

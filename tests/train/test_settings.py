@@ -78,9 +78,9 @@ def test_a_switch_with_a_default_of_its_kind_is_given_as_the_others_are(tmp_path
         assert parse(["--kind", "eagle3", *given], "x", "y").norm_before_residual is wanted
 
 
-def test_the_default_rate_is_the_optimiser_s_and_for_muon_the_kind_s():
+def test_the_default_rate_is_the_optimiser_s():
     rates = {(o, k): Settings(optimizer=o, kind=k).peak_rate for o in ("adamw", "muon") for k in ("eagle", "eagle3")}
-    assert list(rates.values()) == [1e-4, 1e-4, 1e-2, 5e-3]
+    assert list(rates.values()) == [1e-4, 1e-4, 5e-3, 5e-3]
     assert Settings(optimizer="muon", lr=3e-3).peak_rate == 3e-3
 
 
