@@ -62,10 +62,16 @@ def hear() -> None:
 
 
 def say(saved: str, module: str, arguments: Sequence[str] | None) -> int:
-    """Say what is saved and how to go on; return the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+    """Say what is saved and how to go on; return the exit status.
+
+    Without `arguments` the command is a process of its own, which hears of no further Ctrl-C while it ends; a program
+    that called it with some hears of them as before.
+    """
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
     again = own_command(sys.argv[1:] if arguments is None else arguments, module)
     sys.stderr.write(f"interrupted: {saved}; to go on: {again}\n")
+    if arguments is not None:
+        signal.signal(signal.SIGINT, former)
     return STATUS
 
 

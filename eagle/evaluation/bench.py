@@ -27,6 +27,7 @@ from eagle.evaluation.pairs import (
     add_prompts,
     add_tree_limits,
     at_least,
+    check_choices,
     check_pair,
     check_prompts,
     check_tree,
@@ -80,12 +81,7 @@ def check(args: argparse.Namespace) -> None:
     check_prompts(args)
     if args.json is not None and not args.json.absolute().parent.is_dir():
         raise ValueError(f"--json={args.json}: there is no such folder")
-    for name in ("methods", "total_token", "batch_sizes", "prompt_lengths"):
-        values = getattr(args, name) or []
-        if len(set(values)) < len(values):
-            raise ValueError(f"--{name.replace('_', '-')} names something twice: {values}")
-    if args.methods is not None and "generate" not in args.methods:
-        raise ValueError("--methods must hold generate: its ids and its speed are what the others are held to")
+    check_choices(args, "methods", "total_token", "batch_sizes", "prompt_lengths")
     if args.synthetic is not None and args.methods is not None:
         foreign = {"eagle1", "eagle2"} if args.kind == "eagle3" else {"eagle3"}
         if wrong := sorted(foreign & set(args.methods)):

@@ -11,7 +11,7 @@ from typing import Any
 
 from eagle.evaluation.intervals import Estimate
 from eagle.evaluation.methods import HEADLESS
-from eagle.evaluation.report import PARTS, UNKNOWN, aligned, number
+from eagle.evaluation.report import PARTS, UNKNOWN, aligned, at, number
 from eagle.evaluation.scores import FEW, Comparison, FoundDifference, MethodScore, SetScore
 
 HEADER = ("method", "speed-up", "tokens/s", "τ", "tokens/forward", "0-α 1-α …", "ids equal")
@@ -25,11 +25,6 @@ in SGLang and SpecForge, which counts the prefill's token too: plain decoding ha
 of drafts with n tokens accepted so far that accept one more, where at least {FEW} drafts came so far. The mean over
 sets counts every set alike. Assistant model and prompt lookup are transformers' own; sampling, they draw other random
 numbers than generate, so their ids are not compared then."""
-
-
-def at(temperature: float) -> str:
-    """Return a temperature in words."""
-    return "greedy" if not temperature else f"T = {temperature:g}"
 
 
 def ranged(found: Estimate | None, digits: int = 2, unit: str = "") -> str:

@@ -20,7 +20,6 @@ from tqdm import tqdm
 from eagle import interrupts
 from eagle.chat import Template, choose_template
 from eagle.evaluation.eval_folder import open_records, write_report
-from eagle.evaluation.eval_report import at
 from eagle.evaluation.methods import NAMES, Method, choose_methods
 from eagle.evaluation.pairs import (
     BenchPair,
@@ -28,6 +27,7 @@ from eagle.evaluation.pairs import (
     add_model_options,
     add_tree_limits,
     at_least,
+    check_choices,
     check_pair,
     check_tree,
     device_of,
@@ -38,7 +38,7 @@ from eagle.evaluation.pairs import (
 from eagle.evaluation.question_runs import Interviewer, QuestionRecord
 from eagle.evaluation.questions import BenchQuestion, QuestionSet, load_questions
 from eagle.evaluation.record_file import RecordFile
-from eagle.evaluation.report import without_nan
+from eagle.evaluation.report import at, without_nan
 from eagle.evaluation.scores import differences, score_all
 
 # What a run may be gone on with otherwise: everything else decides what a record means.
@@ -85,12 +85,7 @@ def check(args: argparse.Namespace) -> None:
     at_least(0, args, "temperature")
     check_tree(args.total_token, args.depth, args.top_k)
     check_pair(args, needs_heads=False)
-    for name in ("methods", "total_token", "temperature", "questions"):
-        values = getattr(args, name) or []
-        if len(set(values)) < len(values):
-            raise ValueError(f"--{name.replace('_', '-')} names something twice: {values}")
-    if args.methods is not None and "generate" not in args.methods:
-        raise ValueError("--methods must hold generate: its ids and its speed are what the others are held to")
+    check_choices(args, "methods", "total_token", "temperature", "questions")
     if args.as_text and args.template is not None:
         raise ValueError("--as-text asks without a template: leave out --template")
     if args.questions is None:

@@ -100,7 +100,7 @@ def stepwise_logits(base: Any, prompt_ids: torch.Tensor, new: Sequence[int]) -> 
 def _noise(logits_V: torch.Tensor, place: int, seed: int) -> torch.Tensor:
     """Return the exponential noise [V] that `torch.multinomial` divides by for the token at a place."""
     torch.manual_seed(seed)
-    noise_V = torch.empty_like(logits_V)
+    noise_BV = torch.empty_like(logits_V)[None]
     for _ in range(place + 1):
-        noise_V = torch.empty_like(logits_V)[None].exponential_()[0]
-    return noise_V
+        noise_BV.exponential_()
+    return noise_BV[0]

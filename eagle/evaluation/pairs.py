@@ -155,6 +155,20 @@ def check_pair(args: argparse.Namespace, *, needs_heads: bool = True) -> None:
             raise ValueError(f"--draft-vocabulary={args.draft_vocabulary} must be at most {most}")
 
 
+def check_choices(args: argparse.Namespace, *names: str) -> None:
+    """Check options that take several values each, `--methods` among them.
+
+    Raises:
+        ValueError: one names something twice, or generate is not among the methods.
+    """
+    for name in names:
+        values = getattr(args, name) or []
+        if len(set(values)) < len(values):
+            raise ValueError(f"--{name.replace('_', '-')} names something twice: {values}")
+    if args.methods is not None and "generate" not in args.methods:
+        raise ValueError("--methods must hold generate: its ids and its speed are what the others are held to")
+
+
 def check_prompts(args: argparse.Namespace) -> None:
     """Check `--prompts`, which a synthetic pair does not read.
 

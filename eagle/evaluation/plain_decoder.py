@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,6 +33,11 @@ class PlainDecoder:
         self.base, self.target = base, checked_target(base)
         self.pool, self.stats = CachePool(), GenerationStats()
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base's, loaded on first use."""
+        return load_tokenizer(self.base.name_or_path)
+
     @reference_signature
     def naivegenerate(self, input_ids: torch.Tensor, call: Call, log: bool) -> Any:
         """Generate token by token; ids [B, S + T] with the prompt. `log` is ignored."""
@@ -47,13 +53,10 @@ class PlainDecoder:
 
     def _generation(self, input_ids: Any, call: Call) -> Generation:
         ids_BS = check_ids(input_ids, self.target)
-        config = call.config(self.base.generation_config, ids_BS.shape[1], self._tokenizer)
+        config = call.config(self.base.generation_config, ids_BS.shape[1], lambda: self.tokenizer)
         arguments = {"input_ids": ids_BS, "generation_config": config, **call.extras}
         with without_gradients():
-            request = prepare(without_defaults(self.base), self.target, arguments, self._tokenizer)
+            request = prepare(without_defaults(self.base), self.target, arguments, lambda: self.tokenizer)
             generation = Generation(self.target, None, request, None, pool=self.pool)
         self.stats = generation.stats
         return generation
-
-    def _tokenizer(self) -> Any:
-        return load_tokenizer(self.base.name_or_path)

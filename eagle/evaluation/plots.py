@@ -8,7 +8,7 @@ from typing import Any
 from eagle.evaluation.curve_points import CurvePoint
 from eagle.evaluation.measure import Row
 from eagle.evaluation.methods import BASELINES, GENERATE, PLAIN
-from eagle.evaluation.report import PARTS, parts_of
+from eagle.evaluation.report import PARTS, at, parts_of
 from eagle.evaluation.scores import DEPTHS, MethodScore, SetScore
 
 # Paul Tol's bright scheme: told apart in print and by colour-blind readers.
@@ -205,7 +205,7 @@ def _eval_bars(by_temperature: Sequence[Sequence[SetScore]], path: Path) -> Path
         axis.set_xticks(range(len(scores)), [score.questions for score in scores])
         axis.set_ylim(0, 1.08 * top)
         axis.set_ylabel("speed-up")
-        axis.set_title(_at(scores[0].temperature), fontsize=10)
+        axis.set_title(at(scores[0].temperature), fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
     return _save(figure, path)
@@ -232,7 +232,7 @@ def _depth_lines(means: Sequence[SetScore], path: Path) -> Path:
             )
         axis.set_xticks(range(DEPTHS), [f"{depth}-α" for depth in range(DEPTHS)])
         axis.set_ylim(-0.03, 1.03)
-        axis.set_title(_at(score.temperature), fontsize=10)
+        axis.set_title(at(score.temperature), fontsize=10)
     axes[0].set_ylabel("share of drafts that go on")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     return _save(figure, path)
@@ -253,7 +253,3 @@ def _stage_bars(score: SetScore, path: Path) -> Path:
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False)
     return _save(figure, path)
-
-
-def _at(temperature: float) -> str:
-    return "greedy" if not temperature else f"T = {temperature:g}"

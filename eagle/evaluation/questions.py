@@ -205,9 +205,8 @@ def numbered_objects(path: Path, content: bytes) -> Iterator[tuple[int, dict[str
         ValueError: it is not UTF-8, or a line is no object; the message names `path` and the line.
     """
     try:
-        lines = content.decode("utf-8-sig").split(
-            "\n"
-        )  # within a text JSON may have every other end of a line as it is
+        # Within a text JSON may have every other end of a line as it is.
+        lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as failure:
         number = content.count(b"\n", 0, failure.start) + 1
         raise ValueError(f"{path} line {number} is not UTF-8 ({failure})") from failure

@@ -41,6 +41,11 @@ def number(value: float | None, digits: int = 0, unit: str = "") -> str:
     return UNKNOWN if value is None or math.isnan(value) else f"{value:.{digits}f}{unit}"
 
 
+def at(temperature: float) -> str:
+    """Return a temperature in words."""
+    return "greedy" if not temperature else f"T = {temperature:g}"
+
+
 def _setting(rows: Sequence[Row]) -> list[str]:
     """Return the columns that tell rows of one method apart."""
     wanted = {"batch": {row.batch_size for row in rows} - {1}, "prompt": {row.prompt_length for row in rows} - {None}}

@@ -30,12 +30,13 @@ class Interruption:
     Attributes:
         signal: the first one that came, or None.
         broke_in: whether it raised KeyboardInterrupt wherever the command was: any error may be what came of that.
+        has_begun: whether it came to its steps: only then what lies in a run's folder is known to be its own.
         words: what to say of it, asked for when it is said.
     """
 
     def __init__(self, own_process: bool = False) -> None:
         self.signal: int | None = None
-        self.broke_in = False
+        self.broke_in, self.has_begun = False, False
         self.words: Callable[[], str] = lambda: "interrupted before anything was done"
         self._own_process, self._noting, self._came = own_process, False, 0.0
         self._former: dict[signal.Signals, Any] = {}
@@ -61,7 +62,7 @@ class Interruption:
     @contextmanager
     def noting(self) -> Iterator[None]:
         """Only note the first signal; whoever works here asks for it."""
-        self._noting = True
+        self._noting, self.has_begun = True, True
         try:
             yield
         finally:

@@ -44,7 +44,7 @@ def _work(argv: list[str] | None, command: str, interruption: Interruption, defa
     logging.basicConfig(level=logging.INFO if _is_first() else logging.WARNING, format="%(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of every checkpoint
     if settings.cpdir is not None and settings.export is None:
-        interruption.words = lambda: how_to_go_on(Path(str(settings.cpdir)), settings.kind, command)
+        interruption.words = lambda: how_to_go_on(Path(str(settings.cpdir)), command, interruption.has_begun)
     try:
         _train_or_export(settings, interruption)
     except (ValueError, OSError, ImportError, NotImplementedError, FloatingPointError) as refusal:
@@ -68,22 +68,21 @@ def _train_or_export(settings: Any, interruption: Interruption) -> None:
     logger.info("%s holds the head of step %d", settings.cpdir, point.step)
 
 
-def how_to_go_on(folder: Path, kind: str, command: str) -> str:
+def how_to_go_on(folder: Path, command: str, has_begun: bool) -> str:
     """Say how a run goes on that was interrupted, and how a head is had of what there is.
 
     Args:
         folder: of the run.
-        kind: of the head; checkpoints of the other kind are those of another run.
         command: the command line that does the same again.
+        has_begun: whether the checkpoints are known to be this run's, and not those of another one.
     """
     from eagle.train.checkpoints import document, whole
 
     if not (places := whole(folder)):
         return f"interrupted before the first checkpoint: nothing is kept; to begin anew: {command}"
-    saved = document(places[-1], checked=False)
-    if saved["identity"].get("kind", kind) != kind:
-        return f"interrupted before anything was done; {folder} is of a run with kind={saved['identity']['kind']!r}"
-    step, out = saved["point"]["step"], f"{folder}-step-{places[-1].name[5:].lstrip('0')}"
+    if not has_begun:
+        return f"interrupted before anything was done; to go on: {command}"
+    step, out = document(places[-1], checked=False)["point"]["step"], f"{folder}-step-{places[-1].name[5:].lstrip('0')}"
     return (
         f"interrupted: step {step} is saved; to go on: {command}\n"
         f"a head of it: python -m {MODULE} --export {places[-1]} --cpdir {out}"

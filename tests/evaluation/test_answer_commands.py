@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 import torch
 from chat_templates import CHATML, GEMMA
 from places import PAIR, environment
+from templated import templated_target
 from transformers import AutoTokenizer, BitsAndBytesConfig
 
 from eagle import chat
@@ -35,15 +35,7 @@ pytestmark = pytest.mark.usefixtures("on_cpu")
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """The shipped target with a chat template."""
-    return target(tmp_path_factory.mktemp("base") / "target", CHATML)
-
-
-def target(folder, template):
-    shutil.copytree(PAIR / "target", folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return str(templated_target(tmp_path_factory.mktemp("base"), CHATML))
 
 
 @pytest.fixture
@@ -257,7 +249,7 @@ def test_two_ways_to_quantise_are_refused(base, questions, capsys):
 def test_a_base_without_template_and_a_template_without_system_messages_are_refused(questions, capsys, tmp_path):
     name = "gen_baseline_answer_llama3chat"
     assert "choose a --template" in refused(capsys, str(PAIR / "target"), questions, name)
-    gemma = target(tmp_path / "gemma", GEMMA)
+    gemma = str(templated_target(tmp_path / "gemma", GEMMA))
     assert "System role not supported" in refused(capsys, gemma, questions, name, "--system-message", "Be brief.")
 
 

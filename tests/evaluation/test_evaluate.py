@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 from dataclasses import replace
 from itertools import pairwise
 
@@ -185,6 +186,7 @@ def test_an_interrupted_run_goes_on_and_asks_nothing_twice(place, monkeypatch, c
         first = watch_asking(patch, 3, KeyboardInterrupt())
         assert evaluate.main(command(place, out, *few)) == 130
     assert "is kept in" in capsys.readouterr().err and len(first) == 3
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # for whoever called it
     kept = (out / "records.jsonl").read_text()
     with (out / "records.jsonl").open("a") as file:
         file.write('{"questions": "talk", "tempera')  # a killed process was writing

@@ -12,11 +12,11 @@ TEMPLATE = (
 )
 
 
-def templated_target(folder: Path) -> Path:
-    """Copy the target into a folder and give its tokenizer a template."""
+def templated_target(folder: Path, template: str = TEMPLATE) -> Path:
+    """Copy the target to `folder/target` and give its tokenizer a template."""
     place = folder / "target"
     shutil.copytree(PAIR / "target", place)
     tokenizer = AutoTokenizer.from_pretrained(place)
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(place)
     return place

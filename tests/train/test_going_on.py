@@ -106,6 +106,18 @@ def test_where_there_is_no_checkpoint_an_interruption_says_so(tmp_path, monkeypa
     assert "--export" not in said
 
 
+def test_a_checkpoint_of_another_run_is_never_said_to_be_this_one_s(tmp_path, monkeypatch, capfd):
+    run = settings(tmp_path, max_steps=2)
+    assert main(command(run, "--max-steps=2")) == 0 and steps_of(run.cpdir)
+    capfd.readouterr()
+    monkeypatch.setattr("eagle.train.sources.load_base", lambda *_: signal.raise_signal(signal.SIGINT))
+    other = [flag.replace("--kind=eagle3", "--kind=eagle") for flag in command(run) if "ttt" not in flag]
+    assert main(other) == 130
+    said = capfd.readouterr().err
+    assert "interrupted before anything was done; to go on: python -m eagle.train.main" in said
+    assert "is saved" not in said and "--export" not in said
+
+
 def test_what_a_library_makes_of_an_interruption_is_no_error_of_its_own(tmp_path, monkeypatch, capfd):
     def loading(*_):
         try:
