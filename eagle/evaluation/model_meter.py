@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,6 +18,7 @@ from eagle.model.ea_model import EaModel
 
 # How often the resident memory of the process is looked at.
 SAMPLE_SECONDS = 0.005
+FORGET, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 class ModelMeter:
@@ -66,16 +68,20 @@ class ModelMeter:
 
 
 class PeakMemory:
-    """Highest memory use within a `with` block, in bytes: the device's allocations, or the process's resident set."""
+    """Highest memory use within a `with` block, in bytes: the device's allocations, or the process's resident set.
+
+    Linux keeps the highest resident set itself; elsewhere a thread looks at it every `SAMPLE_SECONDS`.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._sampler: threading.Thread | None = None
         self.bytes = 0
 
     def __enter__(self) -> "PeakMemory":
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
-        else:
+        elif not _forget_peak():
             self._done = threading.Event()
             self._sampler = threading.Thread(target=self._sample, daemon=True)
             self._sampler.start()
@@ -84,6 +90,8 @@ class PeakMemory:
     def __exit__(self, *error: object) -> None:
         if self._device.type == "cuda":
             self.bytes = torch.cuda.max_memory_allocated(self._device)
+        elif self._sampler is None:
+            self.bytes = _peak()
         else:
             self._done.set()
             self._sampler.join()
@@ -93,3 +101,18 @@ class PeakMemory:
         while not is_over:
             is_over = self._done.wait(SAMPLE_SECONDS)
             self.bytes = max(self.bytes, process.memory_info().rss)
+
+
+def _forget_peak() -> bool:
+    """Let Linux count the highest resident set of this process anew; tell whether it does."""
+    try:
+        FORGET.write_text("5")  # see proc(5)
+    except OSError:
+        return False
+    return True
+
+
+def _peak() -> int:
+    """Return the highest resident set since `_forget_peak`, in bytes."""
+    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    return 1024 * int(line.split()[1])
