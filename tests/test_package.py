@@ -23,7 +23,7 @@ ORDER = """
     eagle.model.graphs: static_cache static_draft_state device_step pool replay
     eagle.model.call: inputs settings prepare reference output facade
     eagle.model.checks: self_check diagnosis openings chains head_diagnosis
-    eagle.model: utils draft_vocabulary pair ea_model
+    eagle.model: utils draft_vocabulary pair saving ea_model
     eagle.data: answers rows sources samples tensor_files shards folder writer features batches
     eagle.data: answer_file answer_rules dialogues interview continuous batched regenerate endpoint processes
     eagle.data: author_choice maker preparation command __main__
@@ -42,6 +42,7 @@ ORDER = """
     eagle.evaluation: gen_ea_answer_qwen3 gen_ea_answer_ds gen_baseline_answer_vicuna gen_baseline_answer_llama2chat
     eagle.evaluation: gen_baseline_answer_llama3chat gen_baseline_answer_mix gen_baseline_answer_qwen3
     eagle.evaluation: gen_baseline_answer_ds gen_ea_alpha_vicuna gen_ea_alpha_llama2chat
+    eagle.application: session
     eagle: convert cli
 """
 LINES = [line.strip().split(": ") for line in ORDER.strip().splitlines()]
@@ -53,7 +54,7 @@ DATA_KNOWS = {
     "regenerate": {"ea_model", "loading", "properties", "target"},
     "continuous": {"kv_cache", "sampling", "target", "tree"},
 }
-EDGES = ("train", "evaluation", "ge_data")
+EDGES = ("train", "evaluation", "ge_data", "application")
 FILES = sorted(ROOT.rglob("*.py"))
 
 

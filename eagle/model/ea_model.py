@@ -7,8 +7,6 @@ is never changed.
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from os import PathLike
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from eagle.model.cache_reuse import CachePool, Prefix
 from eagle.model.call.facade import Facade
 from eagle.model.call.inputs import check_ids
-from eagle.model.call.output import collected, steps
+from eagle.model.call.output import StepStream, collected, steps
 from eagle.model.call.prepare import prepare, reusable
 from eagle.model.call.reference import Call, reference_signature, without_defaults
 from eagle.model.checks.diagnosis import Report, diagnose
@@ -26,10 +24,7 @@ from eagle.model.checks.head_diagnosis import HeadReport, diagnose_head
 from eagle.model.checks.openings import sample_texts
 from eagle.model.configs import tree_config
 from eagle.model.decoding import Generation
-from eagle.model.dialects.checkpoint import read_config, readable
-from eagle.model.dialects.keys import Verifier
-from eagle.model.dialects.layouts import write_layout
-from eagle.model.dialects.publish import push_folder
+from eagle.model.dialects.checkpoint import read_config
 from eagle.model.dialects.token_maps import asked_tokens
 from eagle.model.dialects.weights import HUB_KEYWORDS
 from eagle.model.drafter import Drafter
@@ -37,6 +32,7 @@ from eagle.model.graphs.pool import graph_pool
 from eagle.model.graphs.replay import replays
 from eagle.model.kinds import shown, switch
 from eagle.model.pair import load_pair
+from eagle.model.saving import Saving
 from eagle.model.stats import GenerationStats
 from eagle.model.support.gradients import without_gradients
 from eagle.model.support.loading import load_base, load_tokenizer
@@ -46,7 +42,7 @@ MAP_KEYWORDS = tuple(name for name in HUB_KEYWORDS if name != "revision")
 TOKENIZER_KEYWORDS = (*HUB_KEYWORDS, "trust_remote_code")
 
 
-class EaModel(Facade, nn.Module):
+class EaModel(Facade, Saving, nn.Module):
     """A base model and its draft head behind the reference's interface.
 
     Args:
@@ -176,6 +172,18 @@ class EaModel(Facade, nn.Module):
         model._tokenizer_options = {name: kwargs[name] for name in TOKENIZER_KEYWORDS if name in kwargs}
         return model
 
+    @classmethod
+    def attach(cls, base_model: Any, ea_model_path: str | PathLike[str], **options: Any) -> "EaModel":
+        """Put a head on a base model that is loaded already; the two share its weights, and it stays as it is.
+
+        Args:
+            base_model: a causal LM, or a PEFT wrapper of one.
+            ea_model_path: folder or Hub id of the head.
+            options: see the class; `base_model_name_or_path`, where the tokenizer is, is the base model's own.
+        """
+        path = options.pop("base_model_name_or_path", None) or getattr(base_model, "name_or_path", "")
+        return cls(options.pop("use_eagle3", None), base_model, path, str(ea_model_path), **options)
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base model's tokenizer, loaded on first use.
@@ -201,61 +209,6 @@ class EaModel(Facade, nn.Module):
             texts = sample_texts(self.target, openings, lambda: self.tokenizer)
             paths = (self.base_model_name_or_path, self._head_path)
             return diagnose_head(self.target, self.ea_layer, self._described, texts, paths)
-
-    def save_pretrained(self, save_directory: str | PathLike[str], layout: str = "eagle") -> None:
-        """Write the head, with a model card; `from_pretrained` takes the folder as `ea_model_path`.
-
-        Args:
-            save_directory: folder, empty or not there.
-            layout: "eagle", "speculators" (what vLLM reads) or "sglang".
-
-        Raises:
-            ValueError: an unknown layout, or a folder that holds something.
-            NotImplementedError: whoever reads the layout would read another head.
-        """
-        self._written(Path(save_directory), layout, None)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        layout: str = "eagle",
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        commit_message: str | None = None,
-    ) -> str:
-        """Upload the head, with a model card, to a Hub repository; return the address of the commit.
-
-        Args:
-            repo_id: `OWNER/NAME`; made where it is not there.
-            layout: as in `save_pretrained`.
-            private, token, revision, commit_message: as everywhere in transformers.
-
-        Raises:
-            ValueError, NotImplementedError: as `save_pretrained`, or no name of a repository.
-            OSError: it may not be written, or the Hub cannot be reached.
-        """
-        with TemporaryDirectory() as folder:
-            self._written(Path(folder) / "head", layout, repo_id)
-            return push_folder(
-                Path(folder) / "head",
-                repo_id,
-                private=private,
-                token=token,
-                revision=revision,
-                message=commit_message,
-            )
-
-    def _written(self, folder: Path, layout: str, here: str | None) -> None:
-        verifier = Verifier(
-            self.base_model_name_or_path,
-            tuple(self.config.architectures or (type(self.base_model).__name__,)),
-            len(self.target.layers),
-            getattr(self.target.config, "max_position_embeddings", None),
-            readable(self.base_model.get_input_embeddings()),
-        )
-        write_layout(self.ea_layer.head, folder, layout, verifier, self.target.config, here=here)
 
     def free(self) -> None:
         """Free the caches that calls leave for the next one: the pool's, and those of `prefix`."""
@@ -306,6 +259,22 @@ class EaModel(Facade, nn.Module):
             **kwargs,
         }
         return collected(self._prepared(self.ea_layer, self.base_model, arguments))
+
+    def generate_steps(self, inputs: Any = None, *, drafts: bool = True, **kwargs: Any) -> StepStream:
+        """Do what `generate` does one step at a time; iterate over the result to take them.
+
+        Args:
+            inputs: prompt ids [B, S].
+            drafts: False decodes plainly, one token a step.
+            kwargs: everything else that `generate` takes.
+
+        Returns:
+            a stream of `DecodeStep`s (new tokens, what was drafted and accepted, the tree), whose `stats` are those of
+            this call however many run at once; `close()` ends it early.
+        """
+        switch("drafts", drafts)
+        drafter = self.ea_layer if drafts else None
+        return StepStream(self._prepared(drafter, self.base_model, {"inputs": inputs, **kwargs}))
 
     @reference_signature
     def eagenerate(self, input_ids: torch.Tensor, call: Call, log: bool) -> Any:

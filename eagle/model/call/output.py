@@ -1,6 +1,6 @@
 """What a caller gets: tokens for a streamer while they come, ids or a `generate` output at the end."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from itertools import zip_longest
 from typing import Any
@@ -29,6 +29,25 @@ def steps(generation: Generation) -> Generator[DecodeStep, None, None]:
                 request.streamer.put(torch.tensor(tokens))
             yield step
     request.streamer.end()
+
+
+class StepStream(Iterator[DecodeStep]):
+    """The steps of one call, taken as they are asked for.
+
+    Attributes:
+        stats: what this call has done so far.
+    """
+
+    def __init__(self, generation: Generation) -> None:
+        self.stats = generation.stats
+        self._steps = steps(generation)
+
+    def __next__(self) -> DecodeStep:
+        return next(self._steps)
+
+    def close(self) -> None:
+        """End the call; what it has run so far stays with its prefix."""
+        self._steps.close()
 
 
 def collected(generation: Generation) -> Any:
