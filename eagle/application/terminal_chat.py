@@ -15,11 +15,11 @@ from types import SimpleNamespace
 import torch
 
 from eagle.application import terminal
-from eagle.application.loading import check_pair, load_session, settings_of
+from eagle.application.loading import check_pair, load_session, paths_of, settings_of
 from eagle.application.session import Session, SessionAnswer, SessionSettings, TreeNode
 from eagle.application.transcript import Reply, Transcript
 from eagle.commands.chat import COMMAND
-from eagle.commands.running import run
+from eagle.commands.running import line_of, run
 
 HELP = {
     "/help": "this list",
@@ -96,7 +96,7 @@ class TerminalChat:
                 self.transcript.ask(line.removeprefix("/") if line.startswith("//") else line)
                 self._answer()
         except (ValueError, OSError, RuntimeError) as refusal:
-            terminal.write(str(refusal).partition("\n")[0], fg="red")
+            terminal.write(line_of(refusal), fg="red")
 
     def _obey(self, line: str) -> None:
         name, _, rest = line.strip().partition(" ")
@@ -188,7 +188,8 @@ class TerminalChat:
             for names in (("new_tokens",), ("prefill_seconds", "decode_seconds"))
         )
         accepted = [count for stats in answers if stats["drafted"] for count in stats["accepted_per_step"]]
-        terminal.write(f"{len(answers)} answers, {tokens} tokens", end="")
+        noun = "answer" if len(answers) == 1 else "answers"
+        terminal.write(f"{len(answers)} {noun}, {tokens} tokens", end="")
         terminal.write(f", {tokens / seconds:.1f} tokens/s" if seconds else "")
         if accepted:
             terminal.write(f"τ {1 + sum(accepted) / len(accepted):.2f} over {len(accepted)} steps; accepted a step:")
@@ -262,9 +263,8 @@ def work(args: SimpleNamespace) -> int:
     if settings.seed is not None:
         torch.manual_seed(settings.seed)
         settings = replace(settings, seed=None)  # once: the same question asked again has another answer
-    base = session.model.base_model_name_or_path
-    what = "a question is answered" if session.template is not None else "no chat template: it continues your text"
-    terminal.write(f"{base}: {what}. /help lists commands, Ctrl-D leaves.", dim=True)
+    what = "ask something" if session.template is not None else "it has no chat template, and continues what you type"
+    terminal.write(f"{paths_of(args)[0]}: {what}. /help lists commands, Ctrl-D leaves.", dim=True)
     edit_lines()
     TerminalChat(session, settings, transcript).talk(read_line)
     if sys.stdin.isatty():

@@ -73,6 +73,8 @@ class Transcript:
         Raises:
             OSError: it cannot be written.
         """
+        if not path.absolute().parent.is_dir():
+            raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
         answers = [vars(answer) for answer in self.answers]
         write_text(path, json.dumps({"messages": self.messages, "answers": answers}, indent=1) + "\n")
 

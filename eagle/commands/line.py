@@ -90,7 +90,11 @@ class CommandLine(click.Command):
         ctx.meta[WORDS] = list(args)
         several = {name: one for one in self.params if isinstance(one, Several) for name in one.opts}
         words, empty = repeated(args, several)
-        ctx.meta[EMPTY] = empty
+        if not ctx.resilient_parsing:
+            for option in (several[name] for name in empty):
+                if option.least:
+                    raise click.BadOptionUsage(option.opts[0], f"{option.opts[0]} wants a value", ctx)
+        ctx.meta[EMPTY] = {several[name].name for name in empty}
         return super().parse_args(ctx, words)
 
     def namespace(self, ctx: click.Context) -> SimpleNamespace:
@@ -206,25 +210,23 @@ def repeated(words: Sequence[str], several: dict[str, Several]) -> tuple[list[st
     """Write `--opt a b` as `--opt a --opt b`.
 
     Returns:
-        the words, and the names of options that stand without a value and may.
+        the words, and the options that stand without a value.
     """
     out: list[str] = []
     empty: set[str] = set()
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        option = several.get(word)
         if word == "--":
             return [*out, word, *rest], empty
-        if option is None:
+        if word not in several:
             out.append(word)
             continue
         values = list(takewhile(is_value, rest))
         del rest[: len(values)]
-        if values or option.least:
-            out += [part for value in values for part in (word, value)] or [word]
-        else:
-            empty.add(str(option.name))
+        out += [part for value in values for part in (word, value)]
+        if not values:
+            empty.add(word)
     return out, empty
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import click
 
@@ -53,10 +54,10 @@ def _run(command: click.Command, words: list[str], *, own_process: bool) -> int:
         return 2
     except click.ClickException as wrong:
         where = getattr(wrong, "ctx", None)
-        _say(where.command_path if where is not None else title, _words(wrong), words)
+        _say(where.command_path if where is not None else title, line_of(wrong), words)
         return wrong.exit_code
     except Exception as refusal:  # noqa: BLE001 -- a person asked for this, and reads one line
-        _say(_path(command, words), _words(refusal), words)
+        _say(_path(command, words), line_of(refusal), words)
         return 1
 
 
@@ -80,10 +81,16 @@ def _path(command: click.Command, words: Sequence[str]) -> str:
     return f"{title} {name}" if isinstance(command, click.Group) and name in command.commands else title
 
 
-def _words(error: Exception) -> str:
+def line_of(error: Exception) -> str:
     """Return an error as one line."""
+    if isinstance(error, click.NoSuchOption):
+        known = [flag for param in error.ctx.command.params for flag in param.opts] if error.ctx is not None else []
+        close = get_close_matches(error.option_name, known, n=2, cutoff=0.75)
+        return f"no option {error.option_name}" + (f": did you mean {' or '.join(close)}?" if close else "")
     if isinstance(error, click.ClickException):
         return " ".join(error.format_message().split())
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "") or type(error).__name__
     is_expected = isinstance(error, EXPECTED) or type(error).__module__.startswith("safetensors")
     return line if is_expected else f"{type(error).__name__}: {line} (a fault of eagle; --debug shows where)"
