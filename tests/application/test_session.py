@@ -57,7 +57,7 @@ def test_the_tree_of_a_step_is_the_verified_one_with_parents_first(model):
     steps = list(model.generate_steps(ids, max_new_tokens=24, do_sample=False))
     compared = 0
     for seen, step in zip(shown, steps, strict=True):
-        if step.tree is None:
+        if step.tree is None or step.tree.size == 1:
             assert seen.nodes == ()
             continue
         tree = step.tree
