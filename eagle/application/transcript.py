@@ -90,10 +90,16 @@ class Transcript:
             found = json.loads(path.read_bytes())
             if not isinstance(found, dict):
                 raise ValueError("no JSON object")
-            row = parse({name: value for name, value in found.items() if name != "answers"})
-            answers = [Reply(**answer) for answer in found.get("answers", [])]
-        except (ValueError, TypeError) as broken:
+            if "answers" in found:
+                return cls([_message(one) for one in found["messages"]], [Reply(**one) for one in found["answers"]])
+            row = parse(found)
+        except (ValueError, TypeError, LookupError) as broken:
             raise ValueError(f"{path} holds no conversation: {broken}") from broken
         if not isinstance(row, Conversation):
             raise ValueError(f"{path} holds a text, no conversation")
-        return cls(list(row.messages), answers)
+        return cls(list(row.messages))
+
+
+def _message(found: Any) -> Message:
+    """Return a message that `save` wrote; an answer that was stopped at once is empty."""
+    return {name: str(found[name]) for name in ("role", "content")}
