@@ -113,9 +113,9 @@ class CommandLine(click.Command):
     def invoke(self, ctx: click.Context) -> int:
         """Check the options, do the work and return the exit code."""
         args = self.namespace(ctx)
-        logging.basicConfig(level=self.level, format="%(message)s")
-        if getattr(args, "quiet", False):
-            logging.getLogger().setLevel(logging.WARNING)
+        is_quiet = getattr(args, "quiet", False)
+        show_log(logging.WARNING if is_quiet else self.level)
+        if is_quiet:
             progress.hide()
         home = loaded(self.home)
         try:
@@ -181,6 +181,16 @@ class CommandGroup(click.Group):
     def get_help(self, ctx: click.Context) -> str:
         """Return the help."""
         return help_of_all(ctx, self.sections)
+
+
+def show_log(level: int) -> None:
+    """Show this package's log as it is, unless whoever calls has a way of their own; other libraries show theirs."""
+    logger = logging.getLogger("eagle")
+    if not (logger.handlers or logging.getLogger().handlers):
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(level)
 
 
 def loaded(home: str) -> ModuleType:
