@@ -51,7 +51,7 @@ def evaluated(place):
 
     printed = StringIO()
     with redirect_stdout(printed):
-        assert cli.main(["eval", *command(place, place / "out")]) == 0
+        assert cli.main(["eval", *command(place, place / "out"), "--json"]) == 0
     document = json.loads((place / "out" / "report.json").read_text())
     records = [QuestionRecord.from_dict(found) for _, found in read_records(place / "out" / "records.jsonl")]
     return place / "out", document, records, printed.getvalue()
@@ -127,6 +127,7 @@ def test_speeds_are_ratios_of_means_over_questions_to_the_faster_baseline(evalua
 def test_the_report_is_written_for_people_programs_and_spreadsheets(evaluated):
     folder, document, _, printed = evaluated
     page = (folder / "report.md").read_text()
+    assert json.loads(printed.splitlines()[-1]) == document
     for words in (
         "eagle eval --base-model-path",
         "3 answers (3 cut at the limit), 1 too long for the base",
