@@ -8,7 +8,6 @@ The head keeps its own precision. docs/targets.md says how exact each scheme is:
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
@@ -18,7 +17,7 @@ from eagle import EaModel
 PAIR = Path(__file__).parent / "tiny_pair"
 
 
-def quantisation(scheme: str) -> Any:
+def quantisation(scheme: str) -> object:
     """Return what `from_pretrained` is told; the library is needed for its own schemes only."""
     if scheme.startswith("bnb"):
         four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
@@ -41,9 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, folder in (("--base-model-path", "target"), ("--ea-model-path", "eagle3_head")):
         parser.add_argument(option, default=str(PAIR / folder))
-    parser.add_argument(
-        "--scheme", choices=("torchao-int8", "torchao-int4", "bnb-int8", "bnb-nf4"), default="torchao-int8"
-    )
+    schemes = ("torchao-int8", "torchao-int4", "bnb-int8", "bnb-nf4")
+    parser.add_argument("--scheme", choices=schemes, default=schemes[0])
     args = parser.parse_args(argv)
     options = {"dtype": torch.float32, "quantization_config": quantisation(args.scheme), "device_map": "cpu"}
     base = AutoModelForCausalLM.from_pretrained(args.base_model_path, **options).eval()
