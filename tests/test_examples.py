@@ -99,10 +99,12 @@ def test_without_gpus_everything_is_said_to_be_on_the_cpu(on_cpu, monkeypatch, s
     assert "--gpus=2: this machine has 0" in capsys.readouterr().err
 
 
-def test_a_structured_answer_has_the_form(shared, capsys):
+def test_a_structured_answer_has_the_form_and_is_the_one_that_the_page_shows(shared, capsys):
     assert script("structured_output").main([]) == 0
-    answer = json.loads(capsys.readouterr().out.splitlines()[0])
+    printed = capsys.readouterr().out
+    answer = json.loads(printed.splitlines()[0])
     assert isinstance(answer["name"], str) and isinstance(answer["lines"], int)
+    assert f"```text\n{printed}```" in (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
 
 
 def test_a_form_holds_for_every_row_of_a_sampled_batch(base):
@@ -126,3 +128,11 @@ def test_an_exported_head_is_what_vllm_reads_and_comes_with_its_command(shared, 
     printed = capsys.readouterr().out
     (settings,) = re.findall(r"--speculative-config '(.*)'", printed)
     assert json.loads(settings) == {"method": "eagle3", "model": str(out), "num_speculative_tokens": 4}
+
+
+def test_the_page_on_examples_names_every_one_and_links_to_what_is_there():
+    page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page)
+    assert all((ROOT / "docs" / link).exists() for link in links), links
+    linked = {(ROOT / "docs" / link).resolve() for link in links}
+    assert linked >= {*EXAMPLES.glob("*.py"), *EXAMPLES.glob("notebooks/*.ipynb"), EXAMPLES / "custom_generate"}

@@ -99,7 +99,7 @@ def try_wheel(wheel: Path, folder: Path) -> None:
         assert done.returncode == 0, f"{' '.join(map(str, command))}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
         return done.stdout
 
-    run(python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", wheel)
+    run(python, "-m", "pip", "install", "--no-input", "--disable-pip-version-check", wheel.absolute())
     run(python, "-m", "pip", "check")
     sys.stdout.write(run(python, "-I", "-c", IMPORTS))
     assert "usage" in run(binaries / "eagle", "--help").lower()
