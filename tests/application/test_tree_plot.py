@@ -50,6 +50,7 @@ def test_every_node_stands_once_at_its_depth_and_no_two_at_one_place():
     for level in range(1, 4):  # branches never cross
         column = [(y, places[PARENTS[n]][1]) for n, (x, y) in enumerate(places) if x == level]
         assert [above for _, above in sorted(column)] == sorted(above for _, above in column)
+    assert places[1][1] < places[2][1]  # as in the tree, likelier ones first
     assert places[1][1] == (places[3][1] + places[4][1]) / 2
 
 
