@@ -42,7 +42,7 @@ ORDER = """
     eagle.evaluation: gen_ea_answer_qwen3 gen_ea_answer_ds gen_baseline_answer_vicuna gen_baseline_answer_llama2chat
     eagle.evaluation: gen_baseline_answer_llama3chat gen_baseline_answer_mix gen_baseline_answer_qwen3
     eagle.evaluation: gen_baseline_answer_ds gen_ea_alpha_vicuna gen_ea_alpha_llama2chat
-    eagle.application: session
+    eagle.application: session visitors tree_drawing page_html page webui
     eagle: convert cli
 """
 LINES = [line.strip().split(": ") for line in ORDER.strip().splitlines()]
