@@ -46,12 +46,14 @@ class PageOptions:
         target, head: names to show.
         chats: whether the model has a chat template.
         most: most new tokens that a visitor may ask for.
+        rounds: whether the model computes in half precision.
     """
 
     target: str
     head: str
     chats: bool
     most: int
+    rounds: bool = False
 
 
 def view(**options: Any) -> gr.HTML:
@@ -123,7 +125,7 @@ class Page:
             self.past = view(js_on_load=CLICKS, elem_classes="turns")
             self.live = view(js_on_load=CLICKS, elem_classes="turns")
         gr.HTML(LEGEND, apply_default_css=False)
-        self.problem = view()
+        self.problem = view(elem_id="problem")
         self.box = gr.Textbox(
             label="Message" if options.chats else "Text to continue",
             placeholder="Enter sends, Shift+Enter begins a new line",
@@ -145,7 +147,7 @@ class Page:
         with gr.Row(elem_classes="switches"):
             self.drafts = gr.Checkbox(True, label="EAGLE", info="off: plain decoding", min_width=120, elem_id="drafts")
             self.compares = gr.Checkbox(
-                False, label="compare", info="decode each the other way too", min_width=120, elem_id="compares"
+                False, label="Compare", info="decode every answer the other way too", min_width=120, elem_id="compares"
             )
         self.figures = view(value=figures_html(None), elem_id="figures")
         with gr.Accordion("Sampling and limits", open=False):
@@ -160,7 +162,9 @@ class Page:
 
     def _tree(self) -> None:
         with gr.Column(elem_classes="trees"):
-            self.step = gr.Slider(1, 2, 1, step=1, label="Draft tree of step", visible=False, elem_id="step")
+            self.step = gr.Slider(
+                1, 2, 1, step=1, label="Draft tree of step", visible=False, elem_id="step", buttons=[]
+            )
             self.tree = view(value=tree_html(self._nobody()), elem_id="tree")
 
     def _connect(self) -> None:
@@ -197,13 +201,13 @@ class Page:
 
     # What events do. gradio names a visitor's page by its session hash.
 
-    def _ask(self, text: str, mode: str, *sampling: Any, request: gr.Request) -> dict[Any, Any]:
+    def _ask(self, request: gr.Request, text: str, mode: str, *sampling: Any) -> dict[Any, Any]:
         def ask(visitor: Visitor) -> None:
             visitor.ask(text, self._asked(*sampling), chats=mode == CHAT and self.options.chats, compares=sampling[1])
 
         return self._wish(request, ask, text="")
 
-    def _ask_again(self, *sampling: Any, request: gr.Request) -> dict[Any, Any]:
+    def _ask_again(self, request: gr.Request, *sampling: Any) -> dict[Any, Any]:
         return self._wish(request, lambda who: who.ask_again(self._asked(*sampling), compares=sampling[1]))
 
     def _compare(self, request: gr.Request) -> dict[Any, Any]:
@@ -307,7 +311,7 @@ class Page:
         number, turns = max(0, len(visitor.turns) - 1), visitor.turns[-1:]
         return self._steps(visitor) | {
             self.live: turns_html(turns, number, visitor.is_busy),
-            self.figures: figures_html(turns[0] if turns else None),
+            self.figures: figures_html(turns[0] if turns else None, self.options.rounds),
             self.problem: problem_html(visitor),
         }
 
@@ -324,5 +328,5 @@ class Page:
 
 
 def _heading(options: PageOptions) -> str:
-    names = f"{html.escape(options.target)} <span>with</span> {html.escape(options.head)}"
+    names = f"{html.escape(options.target)} with {html.escape(options.head)}"
     return f'<header class="heading"><h1>EAGLE</h1><p>{names}</p></header>'

@@ -36,7 +36,7 @@ def _turn(turn: Turn, number: int, is_busy: bool) -> str:
     given = html.escape(turn.question)
     if not turn.messages:
         text = f'<div class="text" dir="auto"><span class="given">{given}</span>{said}</div>'
-        return f'<article class="turn completion" aria-label="text {number + 1}">{text}{edit}{note}</article>'
+        return f'<article class="turn completion" aria-label="text {number + 1}">{text}<div class="foot">{edit}{note}</div></article>'
     question = f'<div class="question"><div class="text" dir="auto">{given}</div>{edit}</div>'
     answer = f'<div class="answer"><div class="text" dir="auto">{said}</div>{note}</div>'
     return f'<article class="turn" aria-label="turn {number + 1}">{question}{answer}</article>'
@@ -65,8 +65,13 @@ def _note(turn: Turn, run: TurnRun) -> str:
     return html.escape(" · ".join(words))
 
 
-def figures_html(turn: Turn | None) -> str:
-    """Return the table of speeds, one column for drafting and one for plain decoding of the same prompt."""
+def figures_html(turn: Turn | None, rounds: bool = False) -> str:
+    """Return the table of speeds, one column for drafting and one for plain decoding of the same prompt.
+
+    Args:
+        turn: the turn whose speeds they are; None before any.
+        rounds: the model computes in half precision.
+    """
     runs = turn.runs if turn is not None else {}
     head = "".join(f'<th scope="col">{words}</th>' for words in WAYS.values())
     rows = "".join(
@@ -74,7 +79,7 @@ def figures_html(turn: Turn | None) -> str:
         for name, about, cells in _rows(runs)
     )
     table = f'<table class="figures"><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'{table}<p class="verdict" role="status">{_verdict(turn)}</p>'
+    return f'{table}<p class="verdict" role="status">{_verdict(turn, rounds)}</p>'
 
 
 def _rows(runs: dict[bool, TurnRun]) -> list[tuple[str, str, list[str]]]:
@@ -115,7 +120,7 @@ def _rows(runs: dict[bool, TurnRun]) -> list[tuple[str, str, list[str]]]:
     ]
 
 
-def _verdict(turn: Turn | None) -> str:
+def _verdict(turn: Turn | None, rounds: bool) -> str:
     found = turn.agreement if turn is not None else None
     if turn is None or found is None:
         return ""
@@ -124,7 +129,8 @@ def _verdict(turn: Turn | None) -> str:
     speedup = f"<b>{speeds[True] / speeds[False]:.2f}×</b> the speed of plain decoding, " if speeds[False] else ""
     if alike == of:
         return f'{speedup}<span class="same">the same {of} tokens</span>'
-    return f'{speedup}<span class="differs">other tokens from number {alike + 1} on, of {of}</span>'
+    why = ": half precision may round a near-tie either way" if rounds else ""
+    return f'{speedup}<span class="differs">other tokens from number {alike + 1} of {of} on{why}</span>'
 
 
 def tree_html(visitor: Visitor) -> str:

@@ -1,7 +1,7 @@
 """A step's draft tree as a drawing: SVG text, the root on the left, a column per depth, all words escaped here.
 
-A node stands in the row of its first child, and children in the order of their probability, so that the head's first
-choices make a straight line at the top. The target's own token, which no head drafted, hangs dashed on the path's end.
+A node stands in the row of its first child. Of siblings the accepted one comes first, then those that the head thinks
+likelier: the accepted path is the straight line at the top, and its end the target's own token, dashed.
 """
 
 import html
@@ -39,11 +39,11 @@ def draw(nodes: Sequence[TreeNode], own: str | None = None, name: str = "draft t
     last = max(number for number, node in enumerate(nodes) if node.is_accepted)
     labels = [shortened(node.text) for node in nodes]
     parents = [node.parent for node in nodes]
-    order = [node.probability for node in nodes]
+    order = [node.probability + node.is_accepted for node in nodes]
     if own is not None:
         labels.append(shortened(own))
         parents.append(last)
-        order.append(2.0)  # first of its siblings: the path goes on with it
+        order.append(2.0)
     places, width, height = layout(parents, order, labels)
     edges = [_edge(nodes[n], places[nodes[n].parent], places[n]) for n in range(1, len(nodes))]
     boxes = [_box(node, place, label) for node, place, label in zip(nodes, places, labels, strict=False)]

@@ -62,7 +62,9 @@ FAILURES = (ImportError, ValueError, TypeError, OSError, RuntimeError, NotImplem
 @click.option("--load-in-4bit", is_flag=True, help="Likewise.")
 @click.option("--no-eagle3", is_flag=True, help="Insist on an EAGLE-1/2 head.")
 @click.option(
-    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto", show_default=True
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Default: float32 on a CPU, elsewhere auto, as the weights are stored.",
 )
 @click.option("--port", type=click.IntRange(1, 65535), help="Default: the first free one from 7860 on.")
 @click.option(
@@ -177,13 +179,14 @@ def load(base: str, head: str, options: dict[str, Any]) -> Any:
         base,
         head,
         total_token=options["total_token"],
-        dtype=options["dtype"],
+        dtype=options["dtype"] or ("auto" if torch.accelerator.is_available() else "float32"),
         **loading,
     ).eval()
     name = options["model_type"]
     template = None if name == OWN else TEMPLATES.get(name, name)
     chats = Session(model, template).template is not None
-    shown = PageOptions(Path(base).name if Path(base).is_dir() else base, head, chats, options["max_new_token"])
+    rounds = model.base_model.dtype != torch.float32
+    shown = PageOptions(base, head, chats, options["max_new_token"], rounds)
     return Page(lambda: Session(model, template), shown)
 
 
