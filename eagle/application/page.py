@@ -5,6 +5,7 @@ written at a time and its speed is its own; everything else, stop above all, nev
 """
 
 import html
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -158,7 +159,7 @@ class Page:
             self.top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1 is off")
             self.most = gr.Slider(1, options.most, options.most, step=1, label="Most new tokens")
             self.stops = gr.Textbox(label="Stop strings", info=r"one per line; \n is a line end", lines=2)
-            self.seed = gr.Number(None, label="Seed", info="empty: another one for every answer", precision=0)
+            self.seed = gr.Textbox(label="Seed", info="empty: another one for every answer")
 
     def _tree(self) -> None:
         with gr.Column(elem_classes="trees"):
@@ -223,8 +224,11 @@ class Page:
         return self._all(visitor, **box)
 
     def _asked(
-        self, drafts: bool, _: bool, temperature: float, top_p: float, most: float, stops: str, seed: float | None
+        self, drafts: bool, _: bool, temperature: float, top_p: float, most: float, stops: str | None, seed: str | None
     ) -> SessionSettings:
+        seed = (seed or "").strip()  # None while its part of the page was never unfolded
+        if seed and not re.fullmatch(r"\d{1,18}", seed, re.ASCII):
+            raise ValueError(f"seed={seed[:40]} must be a whole number of at most 18 digits, or empty")
         lines = [line.replace("\\n", "\n").replace("\\t", "\t") for line in (stops or "").split("\n")]
         return SessionSettings(
             temperature=float(temperature),
@@ -232,7 +236,7 @@ class Page:
             max_new_tokens=min(int(most), self.options.most),
             stop=tuple(line for line in lines if line),
             drafts=bool(drafts),
-            seed=None if seed is None else int(seed),
+            seed=int(seed) if seed else None,
         )
 
     def _work(self, request: gr.Request) -> Iterator[dict[Any, Any]]:

@@ -36,7 +36,8 @@ def _turn(turn: Turn, number: int, is_busy: bool) -> str:
     given = html.escape(turn.question)
     if not turn.messages:
         text = f'<div class="text" dir="auto"><span class="given">{given}</span>{said}</div>'
-        return f'<article class="turn completion" aria-label="text {number + 1}">{text}<div class="foot">{edit}{note}</div></article>'
+        foot = f'<div class="foot">{edit}{note}</div>'
+        return f'<article class="turn completion" aria-label="text {number + 1}">{text}{foot}</article>'
     question = f'<div class="question"><div class="text" dir="auto">{given}</div>{edit}</div>'
     answer = f'<div class="answer"><div class="text" dir="auto">{said}</div>{note}</div>'
     return f'<article class="turn" aria-label="turn {number + 1}">{question}{answer}</article>'
