@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 from eagle.application.session import SessionStep
 from eagle.application.tree_drawing import draw
-from eagle.application.visitors import STOPPED, Turn, TurnRun, Visitor
+from eagle.application.visitors import STOPPED, Exchange, TurnRun, Visitor
 
 ENDS = {"eos": "complete", "length": "cut at the most tokens", "criteria": "met a stop string", STOPPED: "stopped"}
 WAYS = {True: "EAGLE", False: "plain"}
 
 
-def turns_html(turns: Sequence[Turn], first: int = 0, is_busy: bool = False) -> str:
+def turns_html(turns: Sequence[Exchange], first: int = 0, is_busy: bool = False) -> str:
     """Return questions and answers.
 
     Args:
@@ -26,7 +26,7 @@ def turns_html(turns: Sequence[Turn], first: int = 0, is_busy: bool = False) -> 
     return "".join(_turn(turn, number, is_busy and number == last) for number, turn in enumerate(turns, start=first))
 
 
-def _turn(turn: Turn, number: int, is_busy: bool) -> str:
+def _turn(turn: Exchange, number: int, is_busy: bool) -> str:
     run = turn.answer
     said = _pieces(run, number) if run is not None else ""
     writing = is_busy and (run is None or run.finished is None)
@@ -57,7 +57,7 @@ def _step(step: SessionStep, turn: int, number: int, drafts: bool) -> str:
     return f'<span class="step" data-turn="{turn}" data-step="{number}">{words}</span>' if drafts else words
 
 
-def _note(turn: Turn, run: TurnRun) -> str:
+def _note(turn: Exchange, run: TurnRun) -> str:
     words = [ENDS.get(run.finished or "", ""), f"{len(run.ids)} tokens", f"{run.tokens_per_second:.1f} tokens/s"]
     if turn.settings.drafts:
         words.append(f"τ {run.stats.acceptance_length:.2f}" if run.stats.steps else "no draft")
@@ -66,7 +66,7 @@ def _note(turn: Turn, run: TurnRun) -> str:
     return html.escape(" · ".join(words))
 
 
-def figures_html(turn: Turn | None, rounds: bool = False) -> str:
+def figures_html(turn: Exchange | None, rounds: bool = False) -> str:
     """Return the table of speeds, one column for drafting and one for plain decoding of the same prompt.
 
     Args:
@@ -121,7 +121,7 @@ def _rows(runs: dict[bool, TurnRun]) -> list[tuple[str, str, list[str]]]:
     ]
 
 
-def _verdict(turn: Turn | None, rounds: bool) -> str:
+def _verdict(turn: Exchange | None, rounds: bool) -> str:
     found = turn.agreement if turn is not None else None
     if turn is None or found is None:
         return ""
@@ -160,7 +160,7 @@ def _treeless(step: SessionStep) -> str:
     return "no tree is kept of it, or none was drafted" if len(step.pieces) > 1 else "nothing was drafted in it"
 
 
-def drafted_steps(turn: Turn) -> list[SessionStep]:
+def drafted_steps(turn: Exchange) -> list[SessionStep]:
     """Return the steps of a turn that the head drafted for."""
     run = turn.runs.get(True)
     return run.steps if run is not None else []

@@ -20,7 +20,7 @@ VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 
 
 @dataclass(frozen=True)
-class Place:
+class NodePlace:
     """Where a node is drawn: left edge, middle, width, in pixels of the drawing."""
 
     left: float
@@ -65,7 +65,9 @@ def shortened(text: str) -> str:
     return words if len(words) <= LONGEST else words[: LONGEST - 1] + "…"
 
 
-def layout(parents: Sequence[int], order: Sequence[float], labels: Sequence[str]) -> tuple[list[Place], float, float]:
+def layout(
+    parents: Sequence[int], order: Sequence[float], labels: Sequence[str]
+) -> tuple[list[NodePlace], float, float]:
     """Return the place of every node, and the width and height of all.
 
     Args:
@@ -94,7 +96,7 @@ def layout(parents: Sequence[int], order: Sequence[float], labels: Sequence[str]
         lefts.append(left)
         left += max(width for width, at in zip(widths, depths, strict=True) if at == depth) + GAP
     places = [
-        Place(lefts[depth], MARGIN + ROW * row + HEIGHT / 2, width)
+        NodePlace(lefts[depth], MARGIN + ROW * row + HEIGHT / 2, width)
         for depth, row, width in zip(depths, rows, widths, strict=True)
     ]
     return places, left - GAP + MARGIN, 2 * MARGIN + ROW * free + HEIGHT
@@ -105,7 +107,7 @@ def _width(label: str) -> float:
     return letters * LETTER + 12
 
 
-def _curve(begin: Place, end: Place) -> str:
+def _curve(begin: NodePlace, end: NodePlace) -> str:
     left, right = begin.left + begin.width, end.left
     bend = min(GAP / 2, (right - left) / 2)
     if begin.middle == end.middle:
@@ -114,7 +116,7 @@ def _curve(begin: Place, end: Place) -> str:
     return f"{down} {left:.1f} {end.middle:.1f} {left + bend:.1f} {end.middle:.1f}H{right:.1f}"
 
 
-def _edge(node: TreeNode, begin: Place, end: Place) -> str:
+def _edge(node: TreeNode, begin: NodePlace, end: NodePlace) -> str:
     kind = "edge accepted" if node.is_accepted else "edge"
     percent = f"{100 * node.probability:.0f}%" if node.probability >= 0.005 else "<1%"
     return (
@@ -123,7 +125,7 @@ def _edge(node: TreeNode, begin: Place, end: Place) -> str:
     )
 
 
-def _box(node: TreeNode, place: Place, label: str) -> str:
+def _box(node: TreeNode, place: NodePlace, label: str) -> str:
     if node.parent < 0:
         return _node("root", f"{node.text!r}: the last token before this step", place, label)
     end = "accepted" if node.is_accepted else "not accepted"
@@ -131,7 +133,7 @@ def _box(node: TreeNode, place: Place, label: str) -> str:
     return _node("accepted" if node.is_accepted else "", words, place, label)
 
 
-def _node(kind: str, words: str, place: Place, label: str) -> str:
+def _node(kind: str, words: str, place: NodePlace, label: str) -> str:
     top = place.middle - HEIGHT / 2
     return (
         f'<g class="node {kind}"><title>{html.escape(words)}</title>'

@@ -64,7 +64,7 @@ class TurnRun:
 
 
 @dataclass
-class Turn:
+class Exchange:
     """A question and its answer, or a text and how it goes on.
 
     Attributes:
@@ -115,13 +115,13 @@ class Visitor:
 
     def __init__(self, session: Session, anew: Callable[[], Session]) -> None:
         self.session, self._anew = session, anew
-        self.turns: list[Turn] = []
+        self.turns: list[Exchange] = []
         self.problem = self.returned = ""
         self.editing: int | None = None
         self.shown: tuple[int, int] | None = None
         self.gone = False
-        self._before: list[Turn] = []
-        self._wishes: list[tuple[Turn, bool]] = []
+        self._before: list[Exchange] = []
+        self._wishes: list[tuple[Exchange, bool]] = []
         self._runs = self._stops = False
         self._lock = threading.Lock()
 
@@ -158,7 +158,7 @@ class Visitor:
         messages = (*_conversation(kept), {"role": "user", "content": text}) if chats else ()
         if settings.temperature > 0 and settings.seed is None:
             settings = replace(settings, seed=random.SystemRandom().randrange(2**31))
-        turn = Turn(text, messages, settings)
+        turn = Exchange(text, messages, settings)
         self.turns = [*kept, turn]
         self.problem, self.returned, self.editing, self.shown = "", "", None, None
         ways = (settings.drafts, not settings.drafts) if compares else (settings.drafts,)
@@ -250,11 +250,11 @@ class Visitor:
             for run in turn.runs.values():
                 run.steps = [replace(step, nodes=()) for step in run.steps]
 
-    def _next(self) -> tuple[Turn, bool] | None:
+    def _next(self) -> tuple[Exchange, bool] | None:
         with self._lock:
             return None if self._stops or not self._wishes else self._wishes.pop(0)
 
-    def _run(self, turn: Turn, drafts: bool) -> Iterator[None]:
+    def _run(self, turn: Exchange, drafts: bool) -> Iterator[None]:
         is_answer = drafts == turn.settings.drafts
         session = self.session if is_answer else self._anew()
         settings = replace(turn.settings, drafts=drafts)
@@ -283,7 +283,7 @@ class Visitor:
             last.runs = {drafts: run for drafts, run in last.runs.items() if drafts == last.settings.drafts}
 
 
-def _conversation(turns: list[Turn]) -> list[Message]:
+def _conversation(turns: list[Exchange]) -> list[Message]:
     """Return the messages of turns that were chat."""
     messages: list[Message] = []
     for turn in turns:
@@ -292,7 +292,7 @@ def _conversation(turns: list[Turn]) -> list[Message]:
     return messages
 
 
-def _answer(session: Session, turn: Turn, settings: SessionSettings) -> SessionAnswer:
+def _answer(session: Session, turn: Exchange, settings: SessionSettings) -> SessionAnswer:
     return session.chat(turn.messages, settings) if turn.messages else session.complete(turn.question, settings)
 
 

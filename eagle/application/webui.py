@@ -20,17 +20,17 @@ from eagle import interrupts
 EXAMPLES = Path("examples")
 CHAT_PAIR = (Path("build/chat_pair/target"), EXAMPLES / "chat_pair/eagle3_head")
 TINY_PAIR = (EXAMPLES / "tiny_pair/target", EXAMPLES / "tiny_pair/eagle3_head")
-# What the reference calls FastChat's templates; other names are FastChat's own.
+OWN = "own"
+# What the reference calls templates; other names are FastChat's own. Models of the later families bring theirs along.
 TEMPLATES = {
     "vicuna": "vicuna_v1.1",
     "llama2": "llama-2",
     "llama-2-chat": "llama-2",
-    "llama3": "llama-3",
-    "llama-3-instruct": "llama-3",
     "mixtral": "mistral",
-    "qwen": "qwen-7b-chat",
+    "llama3": OWN,
+    "llama-3-instruct": OWN,
+    "qwen3": OWN,
 }
-OWN = "own"
 LOCAL = "127.0.0.1"
 FAILURES = (ImportError, ValueError, TypeError, OSError, RuntimeError, NotImplementedError)
 
@@ -182,9 +182,12 @@ def load(base: str, head: str, options: dict[str, Any]) -> Any:
         dtype=options["dtype"] or ("auto" if torch.accelerator.is_available() else "float32"),
         **loading,
     ).eval()
-    name = options["model_type"]
-    template = None if name == OWN else TEMPLATES.get(name, name)
+    asked = options["model_type"]
+    name = TEMPLATES.get(asked, asked)
+    template = None if name == OWN else name
     chats = Session(model, template).template is not None
+    if asked != OWN and not chats:
+        raise ValueError(f"--model-type {asked} means the tokenizer's own chat template, and that of {base!r} has none")
     rounds = model.base_model.dtype != torch.float32
     shown = PageOptions(base, head, chats, options["max_new_token"], rounds)
     return Page(lambda: Session(model, template), shown)
