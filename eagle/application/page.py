@@ -15,7 +15,15 @@ from typing import Any
 
 import gradio as gr
 
-from eagle.application.page_html import drafted_steps, figures_html, problem_html, shown_step, tree_html, turns_html
+from eagle.application.page_html import (
+    drafted_steps,
+    figures_html,
+    newest_html,
+    past_html,
+    problem_html,
+    shown_step,
+    tree_html,
+)
 from eagle.application.session import Session, SessionSettings
 from eagle.application.visitors import Visitor, Visitors
 
@@ -124,7 +132,7 @@ class Page:
         options = self.options
         with gr.Column(elem_classes="conversation"), gr.Column():
             self.past = view(js_on_load=CLICKS, elem_classes="turns")
-            self.live = view(js_on_load=CLICKS, elem_classes="turns")
+            self.live = view(value=newest_html(self._nobody()), js_on_load=CLICKS, elem_classes="turns")
         gr.HTML(LEGEND, apply_default_css=False)
         self.problem = view(elem_id="problem")
         self.box = gr.Textbox(
@@ -196,8 +204,9 @@ class Page:
         self.cancel.click(self._cancel, None, outputs, **at_once)
         for turns in (self.past, self.live):
             turns.revise(self._revise, None, outputs, **at_once)
-            turns.pick(self._pick, None, [self.step, self.tree], **at_once)
-        self.step.input(self._choose, self.step, self.tree, trigger_mode="always_last", **at_once)
+            turns.pick(self._pick, None, [self.step, self.tree, self.past, self.live], **at_once)
+        chosen = [self.tree, self.past, self.live]
+        self.step.input(self._choose, self.step, chosen, trigger_mode="always_last", **at_once)
         self.blocks.unload(self._leave)
 
     # What events do. gradio names a visitor's page by its session hash.
@@ -280,14 +289,14 @@ class Page:
     def _pick(self, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
         visitor = self.visitors.greet(str(request.session_hash))
         visitor.shown = (int(event.turn), int(event.step))
-        return self._steps(visitor)
+        return self._steps(visitor) | {self.past: past_html(visitor), self.live: newest_html(visitor)}
 
-    def _choose(self, step: float, request: gr.Request) -> str:
+    def _choose(self, step: float, request: gr.Request) -> dict[Any, Any]:
         visitor = self.visitors.greet(str(request.session_hash))
         chosen = shown_step(visitor)
         if chosen is not None:
             visitor.shown = (chosen[0], int(step) - 1)
-        return tree_html(visitor)
+        return {self.tree: tree_html(visitor), self.past: past_html(visitor), self.live: newest_html(visitor)}
 
     def _leave(self, request: gr.Request) -> None:
         self.visitors.leave(str(request.session_hash))
@@ -302,7 +311,7 @@ class Page:
             shown
             | self._newest(visitor)
             | {
-                self.past: turns_html(visitor.turns[:-1]),
+                self.past: past_html(visitor),
                 self.send: gr.update(visible=not busy),
                 self.stop: gr.update(visible=busy),
                 self.again: gr.update(interactive=bool(visitor.turns) and not busy),
@@ -312,9 +321,9 @@ class Page:
         )
 
     def _newest(self, visitor: Visitor) -> dict[Any, Any]:
-        number, turns = max(0, len(visitor.turns) - 1), visitor.turns[-1:]
+        turns = visitor.turns[-1:]
         return self._steps(visitor) | {
-            self.live: turns_html(turns, number, visitor.is_busy),
+            self.live: newest_html(visitor),
             self.figures: figures_html(turns[0] if turns else None, self.options.rounds),
             self.problem: problem_html(visitor),
         }

@@ -4,7 +4,6 @@ Drafted-and-accepted tokens are `<mark>`ed, a step's tokens share an element tha
 """
 
 import html
-from collections.abc import Sequence
 
 from eagle.application.session import SessionStep
 from eagle.application.tree_drawing import draw
@@ -14,22 +13,24 @@ ENDS = {"eos": "complete", "length": "cut at the most tokens", "criteria": "met 
 WAYS = {True: "EAGLE", False: "plain"}
 
 
-def turns_html(turns: Sequence[Exchange], first: int = 0, is_busy: bool = False) -> str:
-    """Return questions and answers.
-
-    Args:
-        turns: some of a visitor's.
-        first: number of the first of them.
-        is_busy: the last one's answer is being written.
-    """
-    last = first + len(turns) - 1
-    return "".join(_turn(turn, number, is_busy and number == last) for number, turn in enumerate(turns, start=first))
+def past_html(visitor: Visitor) -> str:
+    """Return the questions and answers of all turns but the newest."""
+    return "".join(_turn(visitor, number) for number in range(len(visitor.turns) - 1))
 
 
-def _turn(turn: Exchange, number: int, is_busy: bool) -> str:
+def newest_html(visitor: Visitor) -> str:
+    """Return the newest turn, its answer as far as it is there."""
+    if not visitor.turns:
+        return '<p class="hint">Nothing yet. What the head drafts and the target accepts will be green.</p>'
+    return _turn(visitor, len(visitor.turns) - 1)
+
+
+def _turn(visitor: Visitor, number: int) -> str:
+    turn = visitor.turns[number]
     run = turn.answer
-    said = _pieces(run, number) if run is not None else ""
-    writing = is_busy and (run is None or run.finished is None)
+    looked = visitor.shown[1] if visitor.shown is not None and visitor.shown[0] == number else None
+    said = _pieces(run, number, looked) if run is not None else ""
+    writing = visitor.is_busy and turn is visitor.turns[-1] and (run is None or run.finished is None)
     said += '<span class="cursor" aria-hidden="true"></span>' if writing else ""
     edit = f'<button type="button" class="edit" data-edit="{number}" aria-label="edit this text">edit</button>'
     note = f'<div class="note">{_note(turn, run)}</div>' if run is not None and run.finished is not None else ""
@@ -43,18 +44,22 @@ def _turn(turn: Exchange, number: int, is_busy: bool) -> str:
     return f'<article class="turn" aria-label="turn {number + 1}">{question}{answer}</article>'
 
 
-def _pieces(run: TurnRun, turn: int) -> str:
-    drafts = any(step.nodes for step in run.steps)
-    return "".join(_step(step, turn, number, drafts) for number, step in enumerate(run.steps))
+def _pieces(run: TurnRun, turn: int, looked: int | None) -> str:
+    if not any(step.nodes for step in run.steps):
+        return "".join(_words(step) for step in run.steps)
+    return "".join(
+        f'<span class="step{" shown" if number == looked else ""}" data-turn="{turn}" data-step="{number}">'
+        f"{_words(step)}</span>"
+        for number, step in enumerate(run.steps)
+    )
 
 
-def _step(step: SessionStep, turn: int, number: int, drafts: bool) -> str:
-    words = "".join(
+def _words(step: SessionStep) -> str:
+    return "".join(
         f"<mark>{html.escape(piece.text)}</mark>" if piece.is_drafted else html.escape(piece.text)
         for piece in step.pieces
         if piece.text
     )
-    return f'<span class="step" data-turn="{turn}" data-step="{number}">{words}</span>' if drafts else words
 
 
 def _note(turn: Exchange, run: TurnRun) -> str:

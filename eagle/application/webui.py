@@ -20,6 +20,8 @@ from eagle import interrupts
 EXAMPLES = Path("examples")
 CHAT_PAIR = (Path("build/chat_pair/target"), EXAMPLES / "chat_pair/eagle3_head")
 TINY_PAIR = (EXAMPLES / "tiny_pair/target", EXAMPLES / "tiny_pair/eagle3_head")
+TO_SEE = 26
+"""Nodes of the examples' trees. On a CPU no tree may pay for them, and the fastest then shows nothing."""
 OWN = "own"
 # What the reference calls templates; other names are FastChat's own. Models of the later families bring theirs along.
 TEMPLATES = {
@@ -47,9 +49,8 @@ FAILURES = (ImportError, ValueError, TypeError, OSError, RuntimeError, NotImplem
 @click.option(
     "--total-token",
     type=int,
-    default=-1,
-    show_default=True,
-    help="Nodes of the draft tree, root included; -1 chooses before every step.",
+    help="Nodes of the draft tree, root included. Default: -1, which chooses before every step whatever is fastest "
+    "here; 26 for the examples, so that there are trees to see.",
 )
 @click.option(
     "--max-new-token",
@@ -89,7 +90,10 @@ def command(**options: Any) -> int:
     """
     try:
         auth = checked_auth(options["auth"], options["host"], share=options["share"])
-        base, head = chosen_pair(options["base_model_path"], options["ea_model_path"])
+        named = (options["base_model_path"], options["ea_model_path"])
+        base, head = chosen_pair(*named)
+        if options["total_token"] is None:
+            options["total_token"] = TO_SEE if named == (None, None) else -1
         if options["load_in_8bit"] and options["load_in_4bit"]:
             raise ValueError("--load-in-8bit and --load-in-4bit exclude each other")
     except ValueError as refusal:

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from pages import HOSTILE, ScriptedSession, step, tree
 
-from eagle.application.page_html import figures_html, problem_html, shown_step, tree_html, turns_html
+from eagle.application.page_html import figures_html, newest_html, past_html, problem_html, shown_step, tree_html
 from eagle.application.session import SessionSettings
 from eagle.application.visitors import Visitor
 
@@ -51,10 +51,10 @@ def test_words_of_models_and_people_are_text_wherever_they_stand(hostile, chats)
     visitor.ask(hostile, SessionSettings(), chats=chats)
     list(visitor.work())
     visitor.problem = hostile
-    shown = Read(turns_html(visitor.turns))
+    shown = Read(newest_html(visitor))
     assert shown.text.count(hostile) == 4
     own = {"article", "div", "span", "mark", "button", "p", "code", "svg", "path", "text", "g", "title", "rect"}
-    for text in (turns_html(visitor.turns), tree_html(visitor), problem_html(visitor)):
+    for text in (newest_html(visitor), tree_html(visitor), problem_html(visitor)):
         read = Read(text)
         assert set(read.tags) <= own and not [name for name in read.attributes if name.startswith("on")]
     assert hostile in Read(problem_html(visitor)).text
@@ -62,7 +62,7 @@ def test_words_of_models_and_people_are_text_wherever_they_stand(hostile, chats)
 
 def test_whitespace_of_an_answer_is_kept():
     visitor = answered([step(["a\n", "  b\t", "\n\n"], 1, tree("xy"), "eos")])
-    assert "a\n  b\t\n\n" in Read(turns_html(visitor.turns)).text
+    assert "a\n  b\t\n\n" in Read(newest_html(visitor)).text
 
 
 def test_marked_is_what_was_drafted_and_accepted_and_nothing_else():
@@ -71,15 +71,16 @@ def test_marked_is_what_was_drafted_and_accepted_and_nothing_else():
         step([" two", " three", " four"], 2, tree("abc", 2)),
         step([" five"], 0, tree("abc", 0), "eos"),
     ]
-    assert Read(turns_html(answered(steps).turns), "mark").found == [" two", " three"]
+    assert Read(newest_html(answered(steps)), "mark").found == [" two", " three"]
 
 
 def test_a_step_s_words_lead_to_its_tree():
     steps = [step(["One"], 0), step([" two"], 1, tree("ab")), step([" six"], 1, tree("cd"), "eos")]
     visitor = answered(steps)
-    found = re.findall(r'data-turn="(\d)" data-step="(\d)">(.*?)</span>', turns_html(visitor.turns))
+    found = re.findall(r'data-turn="(\d)" data-step="(\d)">(.*?)</span>', newest_html(visitor))
     assert found == [("0", "0", "One"), ("0", "1", "<mark> two</mark>"), ("0", "2", "<mark> six</mark>")]
     visitor.shown = (0, 1)
+    assert newest_html(visitor).count(' shown"') == 1
     assert "Step 2 of 3" in tree_html(visitor) and ">b</text>" in tree_html(visitor)
     visitor.shown = None
     assert shown_step(visitor) == (0, 2) and ">d</text>" in tree_html(visitor)
@@ -94,7 +95,7 @@ def test_a_step_that_is_not_there_is_not_looked_for(shown):
 
 def test_plain_answers_have_no_trees_and_no_marks():
     visitor = answered([step(["One"], 0), step([" two"], 0, (), "eos")], drafts=False)
-    assert shown_step(visitor) is None and "data-step" not in turns_html(visitor.turns)
+    assert shown_step(visitor) is None and "data-step" not in newest_html(visitor)
     assert "appears here" in tree_html(visitor)
 
 
@@ -122,6 +123,6 @@ def test_the_verdict_compares_what_both_ways_said():
 
 def test_only_what_is_being_written_has_a_cursor():
     visitor = answered([step(["One"], 0, (), "eos")])
-    assert "cursor" not in turns_html(visitor.turns)
+    assert "cursor" not in newest_html(visitor)
     visitor.ask("And?", SessionSettings(), chats=False)
-    assert turns_html(visitor.turns, is_busy=True).count("cursor") == 1
+    assert (past_html(visitor) + newest_html(visitor)).count("cursor") == 1

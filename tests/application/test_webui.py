@@ -110,6 +110,11 @@ def test_a_pair_that_does_not_fit_is_refused_in_words(capsys, argv, words):
     assert words in said and "Traceback" not in said
 
 
+def test_the_examples_have_trees_to_see_and_named_pairs_what_is_fastest(launched):
+    assert webui.main([]) == webui.main(NAMED) == webui.main([*NAMED, "--total-token", "8"]) == 0
+    assert [options["total_token"] for _, _, options in launched.loaded] == [webui.TO_SEE, -1, 8]
+
+
 def test_a_missing_gradio_is_named_with_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert webui.main(NAMED) == 1

@@ -15,7 +15,7 @@ from eagle.application.session import Session
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'eagle-decoding[dev]'")
 pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Chromium: apt install chromium")
 TEXT = "def read_lines(path):\n    "
-PATIENCE = 40_000
+PATIENCE = 120_000
 """Milliseconds: test machines are busy."""
 abroad: list[str] = []
 watched = {"now": False}
