@@ -47,6 +47,7 @@ ORDER = """
     eagle.evaluation: gen_baseline_answer_llama3chat gen_baseline_answer_mix gen_baseline_answer_qwen3
     eagle.evaluation: gen_baseline_answer_ds gen_ea_alpha_vicuna gen_ea_alpha_llama2chat
     eagle.application: session tree_plot loading terminal transcript generate terminal_chat
+    eagle.application: visitors tree_drawing page_html page webui
     eagle: convert doctor cli
 """
 LINES = [line.strip().split(": ") for line in ORDER.strip().splitlines()]
