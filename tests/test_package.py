@@ -13,17 +13,19 @@ ROOT = Path(eagle.__file__).parent
 # From the bottom to the top: a file imports only what stands before it. A folder is a line, its files in their order.
 ORDER = """
     eagle: files interrupts chat
-    eagle.model: kinds choices tree configs stats sampling cache_layer kv_cache verify head
+    eagle.model: kinds choices tree configs stats sampling cache_layer kv_cache verify head cnets cnets1
     eagle.model.dialects: weights keys safeailab specforge angelslim model_optimizer speculators vllm_eagle known
     eagle.model.dialects: fields vocabulary token_maps checkpoint layouts publish
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
-    eagle.model: target target_features draft_state draft_window drafter cache_reuse request_state walk step
+    eagle.model: target target_features draft_state draft_window reference_drafter drafter
+    eagle.model: cache_reuse request_state walk step
     eagle.model.adaptive: costs profile cost_file trees prepared chooser
     eagle.model: decoding
     eagle.model.graphs: static_cache static_draft_state device_step pool replay
     eagle.model.call: inputs settings prepare reference output facade
     eagle.model.checks: self_check diagnosis openings chains head_diagnosis
     eagle.model: utils draft_vocabulary pair saving ea_model
+    eagle: modeling_eagle
     eagle.data: answers rows sources samples tensor_files shards folder writer features batches
     eagle.data: answer_file answer_rules dialogues interview continuous batched regenerate endpoint processes
     eagle.data: author_choice maker preparation command __main__

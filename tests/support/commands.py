@@ -1,0 +1,53 @@
+"""The project's command lines, read as far as their arguments: what would run is never begun."""
+
+import argparse
+import importlib
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from eagle.traineagle3.main import parser as of_traineagle3
+
+
+class Parsed(BaseException):
+    """Arguments were taken; no `except` of the command under test may see it."""
+
+
+def _stopping(original: Callable[..., argparse.Namespace]) -> Callable[..., argparse.Namespace]:
+    def parse_args(self: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> argparse.Namespace:
+        raise Parsed(original(self, *args, **kwargs))
+
+    return parse_args
+
+
+def arguments(main: Callable[[list[str]], Any], argv: Sequence[str]) -> argparse.Namespace:
+    """Return what a `main` makes of its arguments.
+
+    Raises:
+        SystemExit: it refuses them; its words are on standard error.
+        AssertionError: it takes none.
+    """
+    with mock.patch.object(argparse.ArgumentParser, "parse_args", _stopping(argparse.ArgumentParser.parse_args)):
+        try:
+            main(list(argv))
+        except Parsed as parsed:
+            return parsed.args[0]
+    raise AssertionError(f"{main} takes no arguments")
+
+
+def of_module(name: str, argv: Sequence[str]) -> argparse.Namespace:
+    """Return what `python -m NAME` makes of its arguments."""
+    if name == "eagle.traineagle3.main":  # the flags that it does not know are those of eagle.train.main
+        own, others = of_traineagle3().parse_known_args(list(argv))
+        return argparse.Namespace(**{**vars(of_module("eagle.train.main", others)), **vars(own)})
+    module = {"eagle.data": "eagle.data.command", "eagle.train.main_deepspeed": "eagle.train.main"}.get(name, name)
+    return arguments(importlib.import_module(module).main, argv)
+
+
+def of_file(path: Path, argv: Sequence[str]) -> argparse.Namespace:
+    """Return what `python PATH` makes of its arguments."""
+    with mock.patch.object(sys, "path", [str(path.parent), *sys.path]):  # as Python does for a script
+        return arguments(runpy.run_path(str(path))["main"], argv)
