@@ -1,7 +1,9 @@
 """The project's command lines, read as far as their arguments: what would run is never begun."""
 
 import argparse
+import contextlib
 import importlib
+import io
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -38,16 +40,34 @@ def arguments(main: Callable[[list[str]], Any], argv: Sequence[str]) -> argparse
     raise AssertionError(f"{main} takes no arguments")
 
 
+def help_of(main: Callable[[list[str]], Any], argv: Sequence[str] = ()) -> str:
+    """Return what a `main` prints for `--help`."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        main([*argv, "--help"])
+    return said.getvalue()
+
+
+def main_of(name: str) -> Callable[[list[str]], Any]:
+    """Return what `python -m NAME` calls."""
+    module = {"eagle.data": "eagle.data.command", "eagle.train.main_deepspeed": "eagle.train.main"}.get(name, name)
+    return importlib.import_module(module).main
+
+
+def main_of_file(path: Path) -> Callable[[list[str]], Any]:
+    """Return what `python PATH` calls."""
+    with mock.patch.object(sys, "path", [str(path.parent), *sys.path]):  # as Python does for a script
+        return runpy.run_path(str(path))["main"]
+
+
 def of_module(name: str, argv: Sequence[str]) -> argparse.Namespace:
     """Return what `python -m NAME` makes of its arguments."""
     if name == "eagle.traineagle3.main":  # the flags that it does not know are those of eagle.train.main
         own, others = of_traineagle3().parse_known_args(list(argv))
         return argparse.Namespace(**{**vars(of_module("eagle.train.main", others)), **vars(own)})
-    module = {"eagle.data": "eagle.data.command", "eagle.train.main_deepspeed": "eagle.train.main"}.get(name, name)
-    return arguments(importlib.import_module(module).main, argv)
+    return arguments(main_of(name), argv)
 
 
 def of_file(path: Path, argv: Sequence[str]) -> argparse.Namespace:
     """Return what `python PATH` makes of its arguments."""
-    with mock.patch.object(sys, "path", [str(path.parent), *sys.path]):  # as Python does for a script
-        return arguments(runpy.run_path(str(path))["main"], argv)
+    return arguments(main_of_file(path), argv)
