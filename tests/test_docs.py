@@ -129,7 +129,7 @@ def judge(words: list[str], free: bool) -> None:
     elif program == "make":
         assert {word for word in rest if "=" not in word} <= TARGETS, words
     elif program == "pip":
-        wanted = [word for word in rest if word.startswith("eagle-decoding")]
+        wanted = [word for word in rest if word.startswith("eagle-decoding") or word == "."]
         assert wanted or free, words
         for extras in re.findall(r"\[(.*)\]", " ".join(wanted)):
             assert set(extras.split(",")) <= EXTRAS, words
@@ -205,6 +205,13 @@ def test_a_command_within_a_sentence_has_the_options_that_it_names(page, code):
     else:
         main, argv = commands.main_of_file(ROOT / words[1]), []
     assert asked(code) <= asked(commands.help_of(main, argv)) | {"--help"}, page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_what_is_shown_as_python_is_python(page):
+    for block in ALL:
+        if block.page == page and block.language == "python":
+            compile(block.text, block.title, "exec")
 
 
 @pytest.mark.parametrize("block", RUN, ids=lambda block: block.title)
