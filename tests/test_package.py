@@ -19,7 +19,8 @@ ORDER = """
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
     eagle.model: target target_features draft_state draft_window reference_drafter drafter
     eagle.model: cache_reuse request_state walk step
-    eagle.model.adaptive: costs profile cost_file trees prepared chooser
+    eagle.model.adaptive: costs profile cost_file calibration chooser confidence_chooser trees prepared shape_chooser
+    eagle.model.adaptive: adaptation
     eagle.model: decoding
     eagle.model.graphs: static_cache static_draft_state device_step pool replay
     eagle.model.call: inputs settings prepare reference output facade
