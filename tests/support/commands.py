@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib
+import importlib.util
 import io
 import runpy
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 from unittest import mock
 
 from eagle.traineagle3.main import parser as of_traineagle3
+
+CLICK = importlib.import_module("eagle.commands.line") if importlib.util.find_spec("eagle.commands") else None
 
 
 class Parsed(BaseException):
@@ -25,19 +28,26 @@ def _stopping(original: Callable[..., argparse.Namespace]) -> Callable[..., argp
     return parse_args
 
 
-def arguments(main: Callable[[list[str]], Any], argv: Sequence[str]) -> argparse.Namespace:
+def _stopped(self: Any, ctx: Any) -> None:
+    raise Parsed(self.namespace(ctx))
+
+
+def arguments(main: Callable[[list[str]], Any], argv: Sequence[str]) -> Any:
     """Return what a `main` makes of its arguments.
 
     Raises:
-        SystemExit: it refuses them; its words are on standard error.
-        AssertionError: it takes none.
+        SystemExit, AssertionError: it refuses them, its words are on standard error; or it takes none.
     """
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", _stopping(argparse.ArgumentParser.parse_args)):
+    with contextlib.ExitStack() as stack:
+        stop = _stopping(argparse.ArgumentParser.parse_args)
+        stack.enter_context(mock.patch.object(argparse.ArgumentParser, "parse_args", stop))
+        if CLICK is not None:
+            stack.enter_context(mock.patch.object(CLICK.CommandLine, "invoke", _stopped))
         try:
-            main(list(argv))
+            status = main(list(argv))
         except Parsed as parsed:
             return parsed.args[0]
-    raise AssertionError(f"{main} takes no arguments")
+    raise AssertionError(f"{list(argv)} are not taken: {status}")
 
 
 def help_of(main: Callable[[list[str]], Any], argv: Sequence[str] = ()) -> str:
@@ -60,7 +70,7 @@ def main_of_file(path: Path) -> Callable[[list[str]], Any]:
         return runpy.run_path(str(path))["main"]
 
 
-def of_module(name: str, argv: Sequence[str]) -> argparse.Namespace:
+def of_module(name: str, argv: Sequence[str]) -> Any:
     """Return what `python -m NAME` makes of its arguments."""
     if name == "eagle.traineagle3.main":  # the flags that it does not know are those of eagle.train.main
         own, others = of_traineagle3().parse_known_args(list(argv))
@@ -68,6 +78,6 @@ def of_module(name: str, argv: Sequence[str]) -> argparse.Namespace:
     return arguments(main_of(name), argv)
 
 
-def of_file(path: Path, argv: Sequence[str]) -> argparse.Namespace:
+def of_file(path: Path, argv: Sequence[str]) -> Any:
     """Return what `python PATH` makes of its arguments."""
     return arguments(main_of_file(path), argv)
