@@ -16,11 +16,12 @@ ORDER = """
     eagle.evaluation: question_sets
     eagle.commands: help line running options generate chat data convert doctor evaluate bench curves processor memory
     eagle.commands: conversation
-    eagle.model: kinds choices tree configs stats sampling cache_layer kv_cache verify head
+    eagle.model: kinds choices tree configs stats sampling cache_layer kv_cache verify head cnets cnets1
     eagle.model.dialects: weights keys safeailab specforge angelslim model_optimizer speculators vllm_eagle known
     eagle.model.dialects: fields vocabulary token_maps checkpoint layouts publish
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
-    eagle.model: target target_features draft_state draft_window drafter cache_reuse request_state walk step
+    eagle.model: target target_features draft_state draft_window reference_drafter drafter
+    eagle.model: cache_reuse request_state walk step
     eagle.model.adaptive: costs profile cost_file calibration chooser confidence_chooser trees prepared shape_chooser
     eagle.model.adaptive: adaptation
     eagle.model: decoding
@@ -28,6 +29,7 @@ ORDER = """
     eagle.model.call: inputs settings prepare reference output facade
     eagle.model.checks: self_check diagnosis openings chains head_diagnosis
     eagle.model: utils draft_vocabulary pair saving ea_model
+    eagle: modeling_eagle
     eagle.data: answers rows sources samples tensor_files shards folder writer features batches
     eagle.data: answer_file answer_rules dialogues interview continuous batched regenerate endpoint processes
     eagle.data: author_choice maker preparation command __main__
@@ -46,7 +48,8 @@ ORDER = """
     eagle.evaluation: gen_ea_answer_qwen3 gen_ea_answer_ds gen_baseline_answer_vicuna gen_baseline_answer_llama2chat
     eagle.evaluation: gen_baseline_answer_llama3chat gen_baseline_answer_mix gen_baseline_answer_qwen3
     eagle.evaluation: gen_baseline_answer_ds gen_ea_alpha_vicuna gen_ea_alpha_llama2chat
-    eagle.application: session loading terminal transcript generate terminal_chat
+    eagle.application: session tree_plot loading terminal transcript generate terminal_chat
+    eagle.application: visitors tree_drawing page_html page webui
     eagle: convert doctor cli
 """
 LINES = [line.strip().split(": ") for line in ORDER.strip().splitlines()]

@@ -23,6 +23,7 @@ from eagle.model.draft_window import DraftWindow
 from eagle.model.head import DraftHead
 from eagle.model.kinds import whole
 from eagle.model.kv_cache import BaseKVCache, KVCache
+from eagle.model.reference_drafter import ReferenceDrafting
 from eagle.model.support.prepack import PrepackedLinears, packed_forward
 from eagle.model.tree import Candidates, DraftTree, StaticLevel, at_places, best, root_only, select
 
@@ -35,7 +36,7 @@ def likeliest(logits_BSW: torch.Tensor, count: int) -> tuple[torch.Tensor, torch
     return top.values, top.indices
 
 
-class Drafter(nn.Module):
+class Drafter(ReferenceDrafting, nn.Module):
     """Grows draft trees with a head.
 
     Args:

@@ -488,7 +488,7 @@ def test_the_command_says_what_it_wrote(tmp_path, capsys):
 
 def test_the_page_on_data_prints_what_it_says(tmp_path):
     page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```(\w+)\n(.*?)```", page, flags=re.DOTALL)
+    blocks = re.findall(r"```(bash|python|text)\n(.*?)```", page, flags=re.DOTALL)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     variables = environment(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}", OMP_NUM_THREADS="1")
     for (language, code), (_, printed) in zip(blocks[::2], blocks[1::2], strict=True):
