@@ -78,7 +78,7 @@ def quiet() -> click.Option:
     return switch("--quiet", "no progress bars and no notes, only warnings")
 
 
-def model_options(*more: click.Option) -> Section:
+def model_options(*more: click.Option, dtype: str = "float32") -> Section:
     """Return which models are measured and how they run."""
     options = (
         model("--base-model-path --base", "folder or Hub id of the base model"),
@@ -89,7 +89,7 @@ def model_options(*more: click.Option) -> Section:
             help="its heads; without one only methods that need none",
         ),
         switch("--no-token-map", "EAGLE-1/2 heads draft from all tokens"),
-        choice("--dtype", DTYPES, default="float32"),
+        choice("--dtype", DTYPES, default=dtype),
         word("--device", "cuda where there is one, else cpu"),
         switch("--compile", "pack linear layers for this processor (CPU)"),
         switch("--cuda-graphs", "run steps as CUDA graphs"),
@@ -97,7 +97,7 @@ def model_options(*more: click.Option) -> Section:
     return Section("The pair (default: the shipped tiny one)", (*options, *more))
 
 
-def pair_options(*more: click.Option) -> Section:
+def pair_options(*more: click.Option, dtype: str = "float32") -> Section:
     """Return the same, and what makes a synthetic pair."""
     return model_options(
         choice("--synthetic", SHAPES, "make a pair of this shape instead"),
@@ -105,6 +105,7 @@ def pair_options(*more: click.Option) -> Section:
         real("--noise", "on the synthetic head: 0 accepts all, more accepts less"),
         number("--draft-vocabulary", "tokens that a synthetic head drafts"),
         *more,
+        dtype=dtype,
     )
 
 

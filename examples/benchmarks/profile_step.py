@@ -5,30 +5,39 @@
 Plain decoding first, then drafting, both in CUDA graphs, under torch's profiler; the longest kernels of a step each.
 """
 
-import argparse
 from collections import Counter
+from types import SimpleNamespace
 
 import torch
 
-from eagle.evaluation.pairs import add_pair_options, check_pair, check_prompts, opened
+from eagle.commands import options
+from eagle.commands.help import Section
+from eagle.commands.line import CommandLine
+from eagle.commands.running import run
+from eagle.evaluation.pairs import check_pair, opened
 from eagle.evaluation.prompts import random_prompts
 
 PROMPT, WARM_UP, TOKENS, SHOWN = 64, 40, 64, 25
+COMMAND = CommandLine(
+    "profile_step.py",
+    "profile_step",
+    __doc__ or "",
+    options.pair_options(dtype="bfloat16"),
+    Section("The tree", options.tree(60, 7, 10)),
+    fixed=options.NO_ASSISTANT,
+)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Profile a pair and print its kernels."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_pair_options(parser)
-    parser.add_argument("--total-token", type=int, default=60)
-    parser.add_argument("--depth", type=int, default=7)
-    parser.add_argument("--top-k", type=int, default=10)
-    parser.set_defaults(dtype="bfloat16", cuda_graphs=True)
-    args = parser.parse_args(argv)
+def check(args: SimpleNamespace) -> None:
+    """Check the options before anything is made."""
+    args.cuda_graphs = True
     if args.synthetic is None or not torch.cuda.is_available():
-        parser.error("needs --synthetic, and a CUDA device")
+        raise ValueError("needs --synthetic, and a CUDA device")
     check_pair(args)
-    check_prompts(args)
+
+
+def work(args: SimpleNamespace) -> int:
+    """Profile a pair and print its kernels."""
     with opened(args) as pair:
         model = pair.model(pair.heads[0], args.total_token, args.depth, args.top_k)
         (ids,) = random_prompts(1, PROMPT, model.config.vocab_size)
@@ -48,6 +57,11 @@ def main(argv: list[str] | None = None) -> int:
             for kernel, spent in microseconds.most_common(SHOWN):
                 print(f"{spent / steps / 1000:9.3f} ms {calls[kernel] / steps:8.1f} times  {kernel[:90]}")
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return run(COMMAND, argv)
 
 
 if __name__ == "__main__":
