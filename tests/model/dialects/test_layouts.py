@@ -179,7 +179,7 @@ def test_a_model_pushes_what_it_would_save(tmp_path, monkeypatch):
         sent.update({file.name: file.read_bytes() for file in Path(folder).iterdir()}, to=repository, **keywords)
         return "http://hub/commit"
 
-    monkeypatch.setattr("eagle.model.ea_model.push_folder", upload)
+    monkeypatch.setattr("eagle.model.saving.push_folder", upload)
     assert model.push_to_hub("someone/head", "sglang", token="t", private=True) == "http://hub/commit"
     assert (sent["to"], sent["token"], sent["private"]) == ("someone/head", "t", True)
     assert b"--speculative-draft-model-path someone/head" in sent["README.md"]
