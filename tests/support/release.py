@@ -24,11 +24,13 @@ NAME = "eagle_decoding"
 # Beside the package, what an sdist needs to build it, and what is read by people.
 SOURCES = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
 READ = {"CHANGELOG.md", "CITATION.cff"}
-# Every module is imported, so that what an extra brings is needed by nobody who has not asked for it.
+# Every module is imported, so that what an extra brings is needed by nobody who has not asked for it. The page is one
+# of gradio's: nothing else may need it.
 IMPORTS = """
 import importlib, pkgutil, sys
 import eagle
 names = [found.name for found in pkgutil.walk_packages(eagle.__path__, "eagle.") if not found.name.endswith("__main__")]
+names.remove("eagle.application.page")
 for name in names:
     importlib.import_module(name)
 assert not {"matplotlib", "gradio", "fastchat", "deepspeed", "peft"} & set(sys.modules)
