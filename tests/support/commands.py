@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import importlib
-import importlib.util
 import io
 import runpy
 import sys
@@ -12,9 +11,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from eagle.commands.line import CommandLine
 from eagle.traineagle3.main import parser as of_traineagle3
-
-CLICK = importlib.import_module("eagle.commands.line") if importlib.util.find_spec("eagle.commands") else None
 
 
 class Parsed(BaseException):
@@ -41,8 +39,7 @@ def arguments(main: Callable[[list[str]], Any], argv: Sequence[str]) -> Any:
     with contextlib.ExitStack() as stack:
         stop = _stopping(argparse.ArgumentParser.parse_args)
         stack.enter_context(mock.patch.object(argparse.ArgumentParser, "parse_args", stop))
-        if CLICK is not None:
-            stack.enter_context(mock.patch.object(CLICK.CommandLine, "invoke", _stopped))
+        stack.enter_context(mock.patch.object(CommandLine, "invoke", _stopped))
         try:
             status = main(list(argv))
         except Parsed as parsed:

@@ -16,25 +16,32 @@ class Calibration:
     """
 
     def __init__(self) -> None:
-        self._middles = (EDGES[1:] + EDGES[:-1]) / 2
-        self._seen = np.full(len(self._middles), TRUST)
-        self._accepted = TRUST * self._middles
+        middles = (EDGES[1:] + EDGES[:-1]) / 2
+        self._seen = np.full(len(middles), TRUST)
+        self._accepted = TRUST * middles
+        self._points = np.concatenate([[0.0], middles, [1.0]])
+        self._rates = np.zeros(len(self._points))
+        self._average()
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Return the expected rate of acceptance of every score, of any shape; 0 for NaN."""
-        rates = self._accepted / self._seen
-        ends = (0.0, *self._middles, 1.0), (0.0, *rates, rates[-1])
-        return np.interp(_probabilities(scores), *ends)
+        return np.interp(_probabilities(scores), self._points, self._rates)
 
     def learn(self, scores_N: np.ndarray, accepted_N: np.ndarray) -> None:
         """Take note of nodes that were verified, and which of them the target accepted."""
-        bins_N = np.clip(EDGES.searchsorted(_probabilities(scores_N), side="right") - 1, 0, len(self._middles) - 1)
-        self._seen += np.bincount(bins_N, minlength=len(self._middles))
-        self._accepted += np.bincount(bins_N[accepted_N], minlength=len(self._middles))
+        bins_N = EDGES[1:-1].searchsorted(_probabilities(scores_N), side="right")
+        self._seen += np.bincount(bins_N, minlength=len(self._seen))
+        self._accepted += np.bincount(bins_N[accepted_N], minlength=len(self._seen))
         kept = np.minimum(1.0, MOST / self._seen)
         self._seen *= kept
         self._accepted *= kept
+        self._average()
+
+    def _average(self) -> None:
+        self._rates[1:-1] = self._accepted / self._seen
+        self._rates[-1] = self._rates[-2]
 
 
 def _probabilities(scores: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(np.exp(np.minimum(scores, 0.0)))
+    """Return probabilities, 0 for NaN."""
+    return np.fmax(np.exp(np.minimum(scores, 0.0)), 0.0)

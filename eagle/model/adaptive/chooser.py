@@ -10,8 +10,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from eagle.model.adaptive.costs import Costs
 from eagle.model.configs import TreeConfig
 from eagle.model.draft_state import Judge
@@ -95,25 +93,18 @@ class Chooser(ABC):
             seconds: how long it took.
         """
         if outcome.is_typical:
-            self.took(seconds, self._sizes(outcome) if outcome.shape is not None else None)
+            self.took(seconds, outcome)
         if places and outcome.shape is not None:
             self.record(outcome, places[:ROWS])
 
-    def took(self, seconds: float, sizes: tuple[int, int, int] | None) -> None:
-        """Learn how long a step took.
+    def took(self, seconds: float, outcome: StepOutcome) -> None:
+        """Learn how long a step took."""
+        parts = self._plain_part if outcome.shape is None else self._parts(outcome)
+        self._past.late[outcome.tree.size == 1].append(seconds - parts)
 
-        Args:
-            sizes: nodes, depth and width of its tree; None was one without a draft.
-        """
-        parts = self.costs.plain(self._context)
-        if sizes is not None:
-            parts = float(self.costs.steps(self._context, *(np.array([size]) for size in sizes))[0])
-        self._past.late[sizes is None or sizes[0] == 1].append(seconds - parts)
-
-    def _sizes(self, outcome: StepOutcome) -> tuple[int, int, int]:
-        """Return nodes, depth and width of a step's tree."""
-        assert outcome.shape is not None
-        return outcome.shape.nodes, outcome.shape.depth, outcome.shape.top_k
+    @abstractmethod
+    def _parts(self, outcome: StepOutcome) -> float:
+        """Return what the measured parts of a step with a draft take together."""
 
     @abstractmethod
     def record(self, outcome: StepOutcome, places: Sequence[int]) -> None:
@@ -123,9 +114,9 @@ class Chooser(ABC):
     def _tree(self) -> TreeConfig:
         """Return the tree to draft."""
 
-    @abstractmethod
     def _price(self) -> None:
         """Look up what steps cost at this context."""
+        self._plain_part = self.costs.plain(self._context)
 
     def _late(self, has_tree: bool = True) -> float:
         """Return the seconds of a step beyond its measured parts; until one is seen, what others took."""
@@ -134,7 +125,7 @@ class Chooser(ABC):
 
     def _plain_seconds(self) -> float:
         """Return the seconds of a step without drafting."""
-        return self.costs.plain(self._context) + self._late(has_tree=False)
+        return self._plain_part + self._late(has_tree=False)
 
     def _promise(self, rate: float) -> None:
         """Say how many tokens per second drafting promises; decide whether to go on with it."""

@@ -88,7 +88,13 @@ class ShapeChooser(Chooser):
         # The very first draft goes to the limits, to see what is there.
         return tree if self.memory.gains is not None else self.shapes.look(tree)
 
+    def _parts(self, outcome: StepOutcome) -> float:
+        assert outcome.shape is not None
+        sizes = outcome.shape.nodes, outcome.shape.depth, outcome.shape.top_k
+        return float(self.costs.steps(self._context, *(np.array([size]) for size in sizes))[0])
+
     def _price(self) -> None:
+        super()._price()
         shapes = self.shapes
         self._seconds_S: np.ndarray = self.costs.steps(self._context, shapes.nodes, shapes.depths, shapes.widths)
 

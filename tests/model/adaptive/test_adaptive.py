@@ -27,8 +27,10 @@ from eagle.model.call.prepare import prepare
 from eagle.model.configs import TreeConfig, tree_config
 from eagle.model.decoding import Generation, decode
 from eagle.model.draft_state import RING, Observed, merged
+from eagle.model.step import StepOutcome
 from eagle.model.support import measurements
-from eagle.model.tree import Candidates
+from eagle.model.tree import Candidates, from_parents
+from eagle.model.verify import HostAcceptance
 
 LIMIT = TreeConfig(total_token=24, depth=4, top_k=4)
 FREE = Costs((64,), (1, 2), ((1.0, 1.0),), (1,), ((0.0,),), ((0.0,),))  # a tree costs what its root does
@@ -259,6 +261,13 @@ def learn(subject, steps, promised, accepts):
     return subject
 
 
+def outcome(nodes, shape):
+    tokens_BN = torch.zeros(1, nodes, dtype=torch.int64)
+    return StepOutcome(
+        from_parents(tokens_BN, tokens_BN - 1, tokens_BN.float(), 2), HostAcceptance([], [], []), [], shape
+    )
+
+
 PRICED = Costs((64,), (1, 2, 24), ((1.0, 1.1, 1.6),), (1, 4), ((0.1, 0.12),), ((0.1, 0.12),))
 
 
@@ -296,8 +305,8 @@ def test_steps_that_take_longer_than_their_parts_count_with_what_they_took():
     subject = learn(chooser(cost=PRICED), 20, 0.5, 1)
     assert not subject.is_plain
     for _ in range(20):
-        subject.took(9.0, (2, 0, 2))
-        subject.took(1.0, None)
+        subject.took(9.0, outcome(2, subject.shapes.trees[0]))
+        subject.took(1.0, outcome(1, None))
     assert learn(subject, 20, 0.5, 1).is_plain
 
 

@@ -127,9 +127,9 @@ def test_a_level_is_drafted_where_its_children_promise_more_than_they_take():
     subject = chooser()
     subject.next(10)
     # At one token a second a child costs a tenth of a token, and so does its level.
-    assert subject.goes_on(scores(0.5, 0.1)) and subject.goes_on(scores(0.25, 0.25))
-    assert not subject.goes_on(scores(0.2, 0.1)) and not subject.goes_on(scores(0.1, 0.1, 0.1, 0.1))
-    dear = chooser(Costs((64,), (1, 24), ((1.0, 3.3),), (1, 4), ((0.1, 0.1),), ((0.9, 0.9),)))
+    assert subject.goes_on(scores(0.3, 0.01)) and subject.goes_on(scores(0.15, 0.15))
+    assert not subject.goes_on(scores(0.1, 0.01)) and not subject.goes_on(scores(0.06, 0.06, 0.06, 0.06))
+    dear = chooser(Costs((64,), (1, 24), ((1.0, 3.3),), (1, 4), ((0.1, 0.1),), ((1.5, 1.5),)))
     dear.next(10)
     assert not dear.goes_on(scores(0.9, 0.1))
 
@@ -241,9 +241,9 @@ def test_what_a_step_took_beyond_its_parts_counts_with_the_root_alone_or_with_tr
     subject = chooser()
     subject.next(10)
     for _ in range(20):
-        subject.took(2.0, None)
-        subject.took(2.1, (1, 0, 4))
-        subject.took(7.2, (2, 0, 4))
+        subject.took(2.0, outcome([-1], 0, shape=None))
+        subject.took(2.1, outcome([-1], 0))
+        subject.took(7.2, outcome([-1, 0], 0))
     assert subject._late(has_tree=False) == pytest.approx(1.0)
     assert subject._late() == pytest.approx(6.0)
 
