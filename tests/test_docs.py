@@ -87,7 +87,7 @@ def lines(script: str) -> Iterator[list[str]]:
         read = shlex.shlex(line, posix=True, punctuation_chars=";&|<>")
         read.whitespace_split = True
         for words in parts(list(read)):
-            if assigned := re.fullmatch(r"([A-Z]+)=(.*)", words[0]):
+            if assigned := re.fullmatch(r"([A-Z_]+)=(.*)", words[0]):
                 variables[assigned[1]] = assigned[2]
             elif words[0] != "for":
                 yield words

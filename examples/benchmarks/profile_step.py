@@ -10,7 +10,8 @@ from collections import Counter
 
 import torch
 
-from eagle.evaluation.pairs import add_pair_options, check_pair, check_prompts, opened
+from eagle.commands.memory import COMMAND
+from eagle.evaluation.pairs import check_pair, check_prompts, opened
 from eagle.evaluation.prompts import random_prompts
 
 PROMPT, WARM_UP, TOKENS, SHOWN = 64, 40, 64, 25
@@ -19,14 +20,16 @@ PROMPT, WARM_UP, TOKENS, SHOWN = 64, 40, 64, 25
 def main(argv: list[str] | None = None) -> int:
     """Profile a pair and print its kernels."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_pair_options(parser)
-    parser.add_argument("--total-token", type=int, default=60)
-    parser.add_argument("--depth", type=int, default=7)
-    parser.add_argument("--top-k", type=int, default=10)
-    parser.set_defaults(dtype="bfloat16", cuda_graphs=True)
-    args = parser.parse_args(argv)
-    if args.synthetic is None or not torch.cuda.is_available():
-        parser.error("needs --synthetic, and a CUDA device")
+    parser.add_argument("--synthetic", required=True, help="shape of the pair, as eagle bench names them")
+    parser.add_argument("--kind", default="eagle", choices=("eagle", "eagle3"))
+    parser.add_argument("--draft-vocabulary", help="tokens that the head drafts")
+    for name, default in (("--dtype", "bfloat16"), ("--total-token", "60"), ("--depth", "7"), ("--top-k", "10")):
+        parser.add_argument(name, default=default)
+    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    if not torch.cuda.is_available():
+        parser.error("needs a CUDA device")
+    words = [word for name, value in given.items() for word in ("--" + name.replace("_", "-"), value)]
+    args = COMMAND.arguments([*words, "--cuda-graphs"])
     check_pair(args)
     check_prompts(args)
     with opened(args) as pair:
