@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import importlib
-import importlib.util
 import io
 import runpy
 import sys
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from eagle.traineagle3.main import parser as of_traineagle3
+import click
 
-CLICK = importlib.import_module("eagle.commands.line") if importlib.util.find_spec("eagle.commands") else None
+from eagle.commands.line import CommandLine
+from eagle.traineagle3.main import parser as of_traineagle3
 
 
 class Parsed(BaseException):
@@ -28,8 +28,9 @@ def _stopping(original: Callable[..., argparse.Namespace]) -> Callable[..., argp
     return parse_args
 
 
-def _stopped(self: Any, ctx: Any) -> None:
-    raise Parsed(self.namespace(ctx))
+def _stopped(self: click.Command, ctx: click.Context) -> None:
+    if not isinstance(self, click.Group):  # a group goes on to its command
+        raise Parsed(argparse.Namespace(**ctx.params))
 
 
 def arguments(main: Callable[[list[str]], Any], argv: Sequence[str]) -> Any:
@@ -41,12 +42,14 @@ def arguments(main: Callable[[list[str]], Any], argv: Sequence[str]) -> Any:
     with contextlib.ExitStack() as stack:
         stop = _stopping(argparse.ArgumentParser.parse_args)
         stack.enter_context(mock.patch.object(argparse.ArgumentParser, "parse_args", stop))
-        if CLICK is not None:
-            stack.enter_context(mock.patch.object(CLICK.CommandLine, "invoke", _stopped))
+        for kind in (CommandLine, click.Command):
+            stack.enter_context(mock.patch.object(kind, "invoke", _stopped))
         try:
             status = main(list(argv))
         except Parsed as parsed:
             return parsed.args[0]
+        if status == 0 and {"--help", "--version"} & set(argv):
+            return None
     raise AssertionError(f"{list(argv)} are not taken: {status}")
 
 
