@@ -54,7 +54,8 @@ fetch = rm -rf $(HARNESSES)/spec_bench && git init --quiet $(HARNESSES)/spec_ben
 	git -C $(HARNESSES)/spec_bench fetch --quiet --depth 1 $(SPEC-BENCH) $(SPEC-BENCH-COMMIT) && \
 	git -C $(HARNESSES)/spec_bench checkout --quiet FETCH_HEAD || { rm -rf $(HARNESSES)/spec_bench; false; }
 
-.PHONY: demo test test-oldest test-newest test-with versions nightly interop harnesses lint bench docs lock clean
+.PHONY: demo test test-oldest test-newest test-with versions nightly interop harnesses lint bench docs site links notebooks \
+	release-check lock clean
 
 demo: $(CORE) ## a real trained pair: tokens per step, speeds, equal ids
 	$(BIN)/python examples/quickstart.py
@@ -107,6 +108,20 @@ bench: $(CORE) ## speeds of the tiny pair, alternating rounds
 docs: $(ALL) ## rewrite the tables in docs/ from what the tests find
 	WRITE_DOCS=1 $(BIN)/python -m pytest tests/model/call/test_keywords.py
 	$(BIN)/python tests/support/verdicts.py --write
+
+notebooks: $(ALL) ## run the notebooks, and renew the outputs that are shown with them
+	$(BIN)/python tests/support/notebooks.py --write
+
+release-check: $(ALL) ## build sdist and wheel, look inside, try the wheel in an environment that holds nothing else
+	$(BIN)/python tests/support/release.py
+
+site: $(ALL) ## the pages as a site in build/site, with the Python reference; a warning is an error
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . build/site 2>$(LOG) || \
+		{ grep -E "WARNING: |ERROR: |rror:" $(LOG) >&2; exit 1; }
+	echo "eagle: the site is in build/site/index.html"
+
+links: $(ALL) ## whether the pages' links to elsewhere still lead somewhere; asks the network
+	$(BIN)/python -m sphinx --quiet -b linkcheck -c docs . build/links
 
 lock: build/uv-$(UV)/bin/uv ## rewrite constraints.txt: today's releases, for every Python and platform
 	printf '%s\n' "torch==$(TORCH)" "transformers<=$(NEWEST)" $(BUILDS) | \

@@ -4,30 +4,29 @@ The tensors stay as they are, bit by bit; only names and configuration change. W
 refused rather than left out.
 """
 
-import argparse
-import logging
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from eagle.model.configs import EAGLE3_FLAGS, overridden, text_config
+from eagle.commands.convert import COMMAND
+from eagle.commands.running import run
+from eagle.model.configs import overridden, text_config
 from eagle.model.dialects.checkpoint import build_head, describe, readable
 from eagle.model.dialects.keys import Verifier
-from eagle.model.dialects.layouts import LAYOUTS, check_layout, write_layout
+from eagle.model.dialects.layouts import check_layout, write_layout
 from eagle.model.dialects.publish import push_folder
 from eagle.model.dialects.speculators import SPECULATORS
 from eagle.model.dialects.token_maps import head_tokens
 from eagle.model.dialects.weights import HUB_KEYWORDS, read_tensor, read_weights
 from eagle.model.head import DraftHead, EagleHead
 from eagle.model.support.loading import load_base
-
-logger = logging.getLogger(__name__)
 
 
 def convert_head(
@@ -115,64 +114,44 @@ def _drop_copy(head: DraftHead, embeddings_VD: torch.Tensor | None) -> None:
         del head.embed_tokens
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(prog="eagle convert", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--base-model-path", "--base", required=True, help="folder or Hub id of the head's base model")
-    parser.add_argument("--ea-model-path", "--head", required=True, help="folder or Hub id of the head, of any trainer")
-    parser.add_argument("--to", required=True, choices=LAYOUTS, help="speculators is what vLLM reads")
-    parser.add_argument("--out", required=True, help="folder to write, empty or not there")
-    parser.add_argument("--capture-layers", type=int, nargs="+", help="layers whose inputs it reads (eagle doctor)")
-    parser.add_argument(
-        "--set",
-        type=_change,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help=f"a field of its config.json that is wrong: {', '.join(EAGLE3_FLAGS)}=true or false, rope_theta=NUMBER",
-    )
-    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the folder as well")
-    parser.add_argument("--private", action="store_true", help="the repository that is made is private")
-    parser.add_argument("--revision", help="of the head")
-    return parser
+def check(args: SimpleNamespace) -> None:
+    """Check the options before anything is loaded.
+
+    Raises:
+        ValueError: a private repository has no name.
+    """
+    if args.private and args.push_to_hub is None:
+        raise ValueError("--private: of use with --push-to-hub alone")
 
 
-def _change(text: str) -> tuple[str, bool | float]:
-    name, is_there, value = text.partition("=")
-    if value in ("true", "false"):
-        return name, value == "true"
-    try:
-        return name, float(value)
-    except ValueError as failure:
-        words = f"{text!r} must be NAME=true, NAME=false or NAME=NUMBER"
-        raise argparse.ArgumentTypeError(words if is_there else f"{words}: = is missing") from failure
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Convert a head, say where it is; return 0 where that worked."""
-    args = parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+def work(args: SimpleNamespace) -> int:
+    """Convert a head and say where it is."""
     hub = {"revision": args.revision} if args.revision else {}
-    try:
-        folder = convert_head(
-            args.base_model_path,
-            args.ea_model_path,
-            args.to,
-            args.out,
-            capture_layers=args.capture_layers,
-            changes=dict(args.set),
-            push_to_hub=args.push_to_hub,
-            private=args.private or None,
-            **hub,
-        )
-    except (ImportError, ValueError, OSError, RuntimeError, SafetensorError) as refusal:
-        sys.stderr.write(f"eagle convert: {str(refusal).partition(chr(10))[0]}\n")
-        return 1
-    pushed = f", and at https://huggingface.co/{args.push_to_hub}" if args.push_to_hub else ""
+    folder = convert_head(
+        args.base_model_path,
+        args.ea_model_path,
+        args.to,
+        args.out,
+        capture_layers=args.capture_layers,
+        changes=dict(args.set),
+        push_to_hub=args.push_to_hub,
+        private=args.private or None,
+        **hub,
+    )
+    url = f"https://huggingface.co/{args.push_to_hub}" if args.push_to_hub else None
+    if args.json:
+        sys.stdout.write(json.dumps({"folder": str(folder), "layout": args.to, "url": url}) + "\n")
+        return 0
+    pushed = f", and at {url}" if url else ""
     sys.stdout.write(
         f"{folder}: the head in the {args.to} layout{pushed}; README.md there has the command that uses it\n"
     )
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return run(COMMAND, argv)
 
 
 if __name__ == "__main__":

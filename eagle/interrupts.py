@@ -64,13 +64,21 @@ def hear() -> None:
 def say(saved: str, module: str, arguments: Sequence[str] | None) -> int:
     """Say what is saved and how to go on; return the exit status.
 
-    Without `arguments` the command is a process of its own, which hears of no further Ctrl-C while it ends; a program
-    that called it with some hears of them as before.
+    Without `arguments` the command is a process of its own: see `say_again`.
+    """
+    again = own_command(sys.argv[1:] if arguments is None else arguments, module)
+    return say_again(saved, again, own_process=arguments is None)
+
+
+def say_again(saved: str, again: str, *, own_process: bool) -> int:
+    """Say what is saved and which command goes on; return the exit status.
+
+    A process of its own hears of no further Ctrl-C while it ends; a program that called the command hears of them as
+    before.
     """
     former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
-    again = own_command(sys.argv[1:] if arguments is None else arguments, module)
     sys.stderr.write(f"interrupted: {saved}; to go on: {again}\n")
-    if arguments is not None:
+    if not own_process:
         signal.signal(signal.SIGINT, former)
     return STATUS
 

@@ -12,18 +12,24 @@ import eagle
 ROOT = Path(eagle.__file__).parent
 # From the bottom to the top: a file imports only what stands before it. A folder is a line, its files in their order.
 ORDER = """
-    eagle: files interrupts chat
-    eagle.model: kinds choices tree configs stats sampling cache_layer kv_cache verify head
+    eagle: files interrupts progress chat
+    eagle.evaluation: question_sets
+    eagle.commands: help line running options generate chat data convert doctor evaluate bench curves processor memory
+    eagle.commands: conversation
+    eagle.model: kinds choices tree configs stats sampling cache_layer kv_cache verify head cnets cnets1
     eagle.model.dialects: weights keys safeailab specforge angelslim model_optimizer speculators vllm_eagle known
     eagle.model.dialects: fields vocabulary token_maps checkpoint layouts publish
     eagle.model.support: gradients output_transform releases adapters properties loading measurements products prepack
-    eagle.model: target target_features draft_state draft_window drafter cache_reuse request_state walk step
-    eagle.model.adaptive: costs profile cost_file trees prepared chooser
+    eagle.model: target target_features draft_state draft_window reference_drafter drafter
+    eagle.model: cache_reuse request_state walk step
+    eagle.model.adaptive: costs profile cost_file calibration chooser confidence_chooser trees prepared shape_chooser
+    eagle.model.adaptive: adaptation
     eagle.model: decoding
     eagle.model.graphs: static_cache static_draft_state device_step pool replay
     eagle.model.call: inputs settings prepare reference output facade
     eagle.model.checks: self_check diagnosis openings chains head_diagnosis
     eagle.model: utils draft_vocabulary pair saving ea_model
+    eagle: modeling_eagle
     eagle.data: answers rows sources samples tensor_files shards folder writer features batches
     eagle.data: answer_file answer_rules dialogues interview continuous batched regenerate endpoint processes
     eagle.data: author_choice maker preparation command __main__
@@ -34,7 +40,7 @@ ORDER = """
     eagle.train: precision distributed progress checkpoints export checkpoint_head acceptance loop run main
     eagle.train: main_deepspeed token_map
     eagle.traineagle3: main
-    eagle.evaluation: question_sets questions synthetic prompts pairs plain_decoder methods model_meter measure report
+    eagle.evaluation: questions synthetic prompts pairs plain_decoder methods model_meter measure report
     eagle.evaluation: record_file intervals near_ties question_runs scores curve_points plots eval_report eval_folder
     eagle.evaluation: bench evaluate speed answering answer_processes answer_command curves memory conversation
     eagle.evaluation: processor spec_bench
@@ -42,8 +48,9 @@ ORDER = """
     eagle.evaluation: gen_ea_answer_qwen3 gen_ea_answer_ds gen_baseline_answer_vicuna gen_baseline_answer_llama2chat
     eagle.evaluation: gen_baseline_answer_llama3chat gen_baseline_answer_mix gen_baseline_answer_qwen3
     eagle.evaluation: gen_baseline_answer_ds gen_ea_alpha_vicuna gen_ea_alpha_llama2chat
-    eagle.application: session visitors tree_drawing page_html page webui
-    eagle: convert cli
+    eagle.application: session tree_plot loading terminal transcript generate terminal_chat
+    eagle.application: visitors tree_drawing page_html page webui
+    eagle: convert doctor cli
 """
 LINES = [line.strip().split(": ") for line in ORDER.strip().splitlines()]
 NAMES = [f"{folder}.{name}" for folder, names in LINES for name in names.split()]

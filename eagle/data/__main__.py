@@ -1,14 +1,12 @@
-"""`python -m eagle.data`: see `command`."""
+"""`python -m eagle.data`: the same as `eagle data`."""
 
-from eagle import interrupts
+from eagle.commands.data import COMMAND
+from eagle.commands.running import run
 
 
 def main() -> int:
-    """Load what the command needs, then run it; no Ctrl-C at any moment shows a traceback."""
-    interrupts.expect()
-    from eagle.data.command import main as command
-
-    return interrupts.run(command)
+    """Run the command; no Ctrl-C at any moment shows a traceback, as nothing that takes time is imported before."""
+    return run(COMMAND)
 
 
 if __name__ == "__main__":

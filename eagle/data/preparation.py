@@ -10,8 +10,7 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from eagle import progress
 from eagle.chat import Template, choose_template
 from eagle.data.answer_file import ANSWERS, AnswerFile
 from eagle.data.author_choice import author_of
@@ -77,7 +76,8 @@ def prepare(
         logger.info("continuing after %d shards, %d rows", writer.shards, writer.counts.rows)
     maker = Maker(tokenizer, chosen, regeneration is not None, max_length, strict)
     total = limit if regeneration is None else _count(sources, by_paragraph, limit)
-    with tqdm(initial=writer.counts.rows, total=total, unit=" rows", mininterval=1, miniters=0) as bar:
+    bar_of = {"initial": writer.counts.rows, "total": total, "unit": " rows", "mininterval": 1, "miniters": 0}
+    with progress.bar(always=True, **bar_of) as bar:
         entries = map(maker.entry, count(writer.counts.rows), rows)
         if regeneration is not None and chosen is not None:
             with closing(AnswerFile(folder / ANSWERS, _made(settings))) as answers:

@@ -82,7 +82,7 @@ class Regeneration:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides which answers are written: neither the head nor the batches, nor where a server is."""
+        """What decides which answers are written; neither the head nor the batches, nor where a server is."""
         kept: dict[str, Any] = {"temperatures": list(self.temperatures), "max_new_tokens": self.max_new_tokens}
         kept |= {"dtype": self.dtype} if self.endpoint is None else {"model": self.model}
         return kept | ({"seed": self.seed} if any(self.temperatures) else {})

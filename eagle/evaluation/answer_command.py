@@ -20,9 +20,10 @@ from accelerate.utils import convert_file_size_to_int
 from tqdm import tqdm
 
 from eagle import interrupts
+from eagle.commands.options import DTYPES
 from eagle.evaluation.answer_processes import Said, answers_of_processes
 from eagle.evaluation.answering import Answerer, AnswerSettings, TooLongError
-from eagle.evaluation.pairs import DTYPES, at_least
+from eagle.evaluation.pairs import at_least
 from eagle.evaluation.questions import BenchQuestion, load_questions
 from eagle.evaluation.record_file import RecordFile
 from eagle.files import differing, write_text

@@ -1,24 +1,25 @@
 """What `reuse_prefix` saves: one conversation, turn by turn, with and without it, in alternating rounds.
 
-    python -m eagle.evaluation.conversation --base-model-path TARGET --ea-model-path HEAD
+    eagle conversation --base-model-path TARGET --ea-model-path HEAD
 
 Every turn's prompt is all that was said before plus the turn's own text. Both ways must give the same ids in fp32.
 """
 
-import argparse
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from tqdm import tqdm
 
-from eagle.evaluation.pairs import DTYPES, TINY_PAIR, add_prompts, add_tree
+from eagle import progress
+from eagle.commands.conversation import COMMAND
+from eagle.commands.running import run
+from eagle.evaluation.pairs import TINY_HEADS, TINY_PAIR, at_least, check_tree
 from eagle.evaluation.prompts import read_prompts
-from eagle.evaluation.report import write_json
+from eagle.evaluation.report import check_json, write_json
 from eagle.model.cache_reuse import Prefix
 from eagle.model.ea_model import EaModel
 
@@ -43,7 +44,7 @@ def measure(model: EaModel, texts: Sequence[torch.Tensor], new: int, rounds: int
     """Return every turn's figures and whether both ways said the same in every round."""
     turns, equal = [Turn() for _ in texts], True
     model.eagenerate(texts[0], max_new_tokens=8)  # warm
-    for _ in tqdm(range(rounds), unit="round", leave=False, disable=None):
+    for _ in progress.bar(range(rounds), unit="round", leave=False):
         said = dict.fromkeys(WAYS, texts[0][:, :0])
         prefix = Prefix()
         for turn, text in zip(turns, texts, strict=True):
@@ -71,36 +72,36 @@ def table(turns: Sequence[Turn]) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(prog="python -m eagle.evaluation.conversation", description=__doc__.split("\n")[0])
-    parser.add_argument("--base-model-path", default=str(TINY_PAIR / "target"))
-    parser.add_argument("--ea-model-path", default=str(TINY_PAIR / "eagle3_head"))
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--max-new-token", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--json", type=Path, help="also write everything here")
-    add_tree(parser)
-    add_prompts(parser)
-    return parser
+def check(args: SimpleNamespace) -> None:
+    """Check all options before anything is loaded.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    at_least(1, args, "turns", "max_new_token", "rounds")
+    check_tree([args.total_token], args.depth, args.top_k)
+    if (args.base_model_path is None) != (args.ea_model_path is None):
+        raise ValueError("--base-model-path and --ea-model-path go together")
+    if not args.prompts.is_file():
+        raise ValueError(f"--prompts={args.prompts} is not a file")
+    check_json(args)
 
 
-def main(argv: list[str] | None = None) -> int:
+def work(args: SimpleNamespace) -> int:
     """Measure and report."""
-    options = parser()
-    args = options.parse_args(argv)
-    for name in ("turns", "max_new_token", "rounds"):
-        if getattr(args, name) < 1:
-            options.error(f"--{name.replace('_', '-')}={getattr(args, name)} must be at least 1")
     tree = {"total_token": args.total_token, "depth": args.depth, "top_k": args.top_k}
-    paths = (args.base_model_path, args.ea_model_path)
+    paths = (args.base_model_path or str(TINY_PAIR / "target"), args.ea_model_path or TINY_HEADS[1])
     model = EaModel.from_pretrained(None, *paths, **tree, dtype=getattr(torch, args.dtype)).eval()
     texts = read_prompts(args.prompts, model.tokenizer, args.turns)
     turns, equal = measure(model, texts, args.max_new_token, args.rounds)
     sys.stdout.write(f"{table(turns)}\nids equal: {'yes' if equal else 'no'}\n")
     write_json(args, {"ids_equal": equal, "turns": [asdict(turn) for turn in turns]})
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return run(COMMAND, argv)
 
 
 if __name__ == "__main__":

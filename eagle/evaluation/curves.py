@@ -8,21 +8,18 @@ One setting is varied at a time, the others stay where `--total-token`, `--depth
 round of median length, so that what a step is made of adds up. A tree of one node is plain decoding.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
+from types import SimpleNamespace
 
-from tqdm import tqdm
-
+from eagle import progress
+from eagle.commands import running
+from eagle.commands.curves import COMMAND
 from eagle.evaluation.curve_points import CurvePoint, Setting
 from eagle.evaluation.pairs import (
     TINY_HEADS,
     BenchPair,
-    add_pair_options,
-    add_prompts,
-    add_tree,
     at_least,
     check_pair,
     check_prompts,
@@ -31,7 +28,7 @@ from eagle.evaluation.pairs import (
 )
 from eagle.evaluation.plots import check_plotting, draw_curves
 from eagle.evaluation.prompts import Prompt, batched
-from eagle.evaluation.report import aligned, write_json
+from eagle.evaluation.report import aligned, check_json, write_json
 from eagle.model.configs import tree_config
 from eagle.model.ea_model import EaModel
 
@@ -40,7 +37,7 @@ WARM_STEPS = 2
 SWEEPS = {"total_token": "total_tokens", "depth": "depths", "batch": "batch_sizes", "context": "context_lengths"}
 
 
-def points_of(args: argparse.Namespace) -> list[CurvePoint]:
+def points_of(args: SimpleNamespace) -> list[CurvePoint]:
     """Return the points of all curves that were asked for."""
     base = Setting(args.total_token, args.depth, args.top_k, args.batch_size, args.context_length)
     return [
@@ -78,7 +75,7 @@ def measure(
     for point in points:
         run(model, point.setting, _prompt(point, prompts), WARM_STEPS)
         point.nodes = model.ea_layer.tree.nodes if point.setting.total_token > 1 else 1
-    for point in tqdm(list(points) * rounds, unit="point", leave=False, disable=None):
+    for point in progress.bar(list(points) * rounds, unit="point", leave=False):
         taken = run(model, point.setting, _prompt(point, prompts), steps)
         middle = sorted(taken)[(len(taken) - 1) // 2]
         for seconds, kept in zip(middle, (point.steps, point.drafts, point.verifies), strict=True):
@@ -89,9 +86,7 @@ def _prompt(point: CurvePoint, prompts: dict[tuple[int, int], Prompt]) -> Prompt
     return prompts[point.setting.batch, point.setting.context]
 
 
-def prompts_of(
-    pair: BenchPair, points: Sequence[CurvePoint], args: argparse.Namespace
-) -> dict[tuple[int, int], Prompt]:
+def prompts_of(pair: BenchPair, points: Sequence[CurvePoint], args: SimpleNamespace) -> dict[tuple[int, int], Prompt]:
     """Return a prompt for every batch size and context length of the points."""
     shapes = {(point.setting.batch, point.setting.context) for point in points}
     return {
@@ -116,28 +111,7 @@ def table(points: Sequence[CurvePoint]) -> str:
     return aligned(header, lines)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(prog="eagle curves", description=(__doc__ or "").split("\n")[0])
-    add_pair_options(parser, TINY_HEADS[1:])
-    add_prompts(parser)
-    group = parser.add_argument_group("where the other settings stay")
-    add_tree(parser)
-    group.add_argument("--batch-size", type=int, default=1)
-    group.add_argument("--context-length", type=int, default=128)
-    group = parser.add_argument_group("over which values each is varied")
-    group.add_argument("--total-tokens", type=int, nargs="*", default=[1, 4, 8, 16, 32, 60], help="1: plain decoding")
-    group.add_argument("--depths", type=int, nargs="*", default=[1, 2, 4, 7])
-    group.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 2, 4, 8])
-    group.add_argument("--context-lengths", type=int, nargs="*", default=[64, 256, 512, 1024])
-    parser.add_argument("--steps", type=int, default=16, help="per point and round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="also write everything here")
-    parser.add_argument("--plots", type=Path, help="also draw curves.png into this folder")
-    return parser
-
-
-def check(args: argparse.Namespace) -> None:
+def check(args: SimpleNamespace) -> None:
     """Check all options before anything is loaded.
 
     Raises:
@@ -156,28 +130,28 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--ea-model-path: one head at a time")
     if not points_of(args):
         raise ValueError("nothing is varied: give values to one of --total-tokens, --depths, …")
+    check_json(args)
     if args.plots is not None:
         check_plotting()
 
 
-def main(argv: list[str] | None = None) -> int:
+def work(args: SimpleNamespace) -> int:
     """Measure and report."""
-    options = parser()
-    args = options.parse_args(argv)
-    try:
-        check(args)
-    except (ValueError, ImportError) as refusal:
-        options.error(str(refusal))
     points = points_of(args)
-    with opened(args) as pair:
+    with opened(args, TINY_HEADS[1:]) as pair:
         model = pair.model(pair.heads[0], args.total_token, args.depth, args.top_k)
         measure(model, points, prompts_of(pair, points, args), args.steps, args.rounds)
     sys.stdout.write(table(points) + "\n")
-    derived = ("value", "draft_ms", "verify_ms", "rest_ms", "step_ms")
-    write_json(args, {"points": [asdict(p) | {name: getattr(p, name) for name in derived} for p in points]})
     if args.plots is not None:
         sys.stdout.write(f"{draw_curves(points, args.plots / 'curves.png')}\n")
+    derived = ("value", "draft_ms", "verify_ms", "rest_ms", "step_ms")
+    write_json(args, {"points": [asdict(p) | {name: getattr(p, name) for name in derived} for p in points]})
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return running.run(COMMAND, argv)
 
 
 if __name__ == "__main__":

@@ -7,25 +7,20 @@ the same command goes on where it was. More questions, sets and temperatures may
 report.json, report.csv and pictures into OUT.
 """
 
-import argparse
 import json
-import logging
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from tqdm import tqdm
-
-from eagle import interrupts
+from eagle import progress
 from eagle.chat import Template, choose_template
+from eagle.commands.evaluate import COMMAND
+from eagle.commands.running import run
 from eagle.evaluation.eval_folder import open_records, write_report
-from eagle.evaluation.methods import NAMES, Method, choose_methods
+from eagle.evaluation.methods import Method, choose_methods
 from eagle.evaluation.pairs import (
     BenchPair,
-    add_assistant,
-    add_model_options,
-    add_tree_limits,
     at_least,
     check_choices,
     check_pair,
@@ -38,44 +33,19 @@ from eagle.evaluation.pairs import (
 from eagle.evaluation.question_runs import Interviewer, QuestionRecord
 from eagle.evaluation.questions import BenchQuestion, QuestionSet, load_questions
 from eagle.evaluation.record_file import RecordFile
-from eagle.evaluation.report import at, without_nan
+from eagle.evaluation.report import at, check_json, give, without_nan
 from eagle.evaluation.scores import differences, score_all
 
 # What a run may be gone on with otherwise: everything else decides what a record means.
-EXTENDABLE = ("questions", "num_questions", "temperature", "out", "questions_folder", "default_heads")
+EXTENDABLE = (
+    *("questions", "num_questions", "temperature", "out", "questions_folder"),
+    *("json", "quiet", "command_line"),
+)
 Evaluation = tuple[list[QuestionRecord], list[str]]
 """Records of all questions, and the methods whose ids must be those of `generate` when they sample, too."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(prog="eagle eval", description=(__doc__ or "").split("\n")[0])
-    add_model_options(parser)
-    add_assistant(parser)
-    group = parser.add_argument_group("what is asked")
-    group.add_argument("--questions", nargs="+", metavar="SET", help="names of sets, or files of JSON lines")
-    group.add_argument("--questions-folder", type=Path, help="where files of named sets are (default: data)")
-    group.add_argument("--num-questions", type=int, help="of every set, spread evenly over it; default: all")
-    group.add_argument("--template", help="one of FastChat's, where the tokenizer has none, or another than its own")
-    group.add_argument("--as-text", action="store_true", help="continue first turns as plain text, without a template")
-    group = parser.add_argument_group("what is run")
-    group.add_argument("--methods", nargs="+", choices=tuple(NAMES), help="default: all that the heads allow")
-    group.add_argument(
-        "--total-token", type=int, nargs="+", default=[26, -1], help="sizes of trees, -1: automatic (default: 26 -1)"
-    )
-    add_tree_limits(parser)
-    parser.set_defaults(depth=5, top_k=8)
-    group.add_argument("--temperature", type=float, nargs="+", default=[0.0, 1.0], help="0: greedy")
-    group.add_argument(
-        "--max-new-token", "--max-new-tokens", type=int, default=512, help="per turn (default: %(default)s)"
-    )
-    group.add_argument("--rounds", type=int, default=1, help="how often every question is asked; the median counts")
-    group.add_argument("--seed", type=int, default=0, help="before every answer, for sampling")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report, and of what is finished")
-    return parser
-
-
-def check(args: argparse.Namespace) -> None:
+def check(args: SimpleNamespace) -> None:
     """Check all options before anything is loaded.
 
     Raises:
@@ -92,9 +62,10 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--questions: which sets? names, or files of JSON lines")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out={args.out} is a file")
+    check_json(args)
 
 
-def load_sets(args: argparse.Namespace) -> list[QuestionSet]:
+def load_sets(args: SimpleNamespace) -> list[QuestionSet]:
     """Return the sets that were asked for, or so many questions of each.
 
     Raises:
@@ -113,7 +84,7 @@ def spread(questions: Sequence[BenchQuestion], count: int | None) -> tuple[Bench
     return tuple(questions[place * len(questions) // count] for place in range(count))
 
 
-def template_of(pair: BenchPair, args: argparse.Namespace) -> Template | None:
+def template_of(pair: BenchPair, args: SimpleNamespace) -> Template | None:
     """Return the template that questions are asked with; None for plain text.
 
     Raises:
@@ -125,7 +96,7 @@ def template_of(pair: BenchPair, args: argparse.Namespace) -> Template | None:
     return template
 
 
-def settings_of(args: argparse.Namespace, template: Template | None) -> dict[str, Any]:
+def settings_of(args: SimpleNamespace, template: Template | None) -> dict[str, Any]:
     """Return what decides what a record means."""
     settings = {name: value for name, value in vars(args).items() if name not in EXTENDABLE}
     settings |= {"device": device_of(args).type, "template": template.name if template is not None else None}
@@ -145,7 +116,7 @@ def ask(
     if any(left):
         for chosen in by_temperature.values():
             interviewer.warm_up(wanted[left.index(True)][2], chosen)
-    with tqdm(total=len(wanted), initial=len(wanted) - sum(left), unit="question", disable=None) as bar:
+    with progress.bar(total=len(wanted), initial=len(wanted) - sum(left), unit="question") as bar:
         for one, temperature, question in wanted:
             found = known.get((one.name, temperature, question.key))
             if found is None:
@@ -160,7 +131,7 @@ def ask(
 
 
 def evaluate(
-    args: argparse.Namespace, sets: Sequence[QuestionSet], pair: BenchPair, template: Template | None
+    args: SimpleNamespace, sets: Sequence[QuestionSet], pair: BenchPair, template: Template | None
 ) -> Evaluation:
     """Ask all that is not yet answered.
 
@@ -184,11 +155,10 @@ def evaluate(
 
 
 def report(
-    args: argparse.Namespace,
+    args: SimpleNamespace,
     sets: Sequence[QuestionSet],
     evaluation: Evaluation,
     template: Template | None,
-    command: Sequence[str],
 ) -> int:
     """Write and print the report; return 1 where ids differ that must be equal."""
     records, seeded = evaluation
@@ -202,32 +172,34 @@ def report(
         else "Tiny pair",
         sources={one.name: one.source for one in sets},
         settings=settings_of(args, template),
-        command=command,
+        command=args.command_line,
         scores=scores,
         differences=found,
     )
     sys.stdout.write(written)
+    if args.json is not None:
+        give(args.json, json.loads((args.out / "report.json").read_text(encoding="utf-8")))
     return int(args.dtype == "float32" and any(one.method in seeded for one in found))
 
 
-def main(argv: list[str] | None = None) -> int:
+def work(args: SimpleNamespace) -> int:
     """Evaluate and report."""
-    options = parser()
-    args = options.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    command = ["eagle", "eval", *(sys.argv[1:] if argv is None else argv)]
-    try:
-        check(args)
-        sets = load_sets(args)
-        with opened(args) as pair:
-            template = template_of(pair, args)
-            evaluation = evaluate(args, sets, pair, template)
-        return report(args, sets, evaluation, template, command)
-    except (ValueError, NotImplementedError, OSError, ImportError) as refusal:
-        options.error(str(refusal).partition("\n")[0])
-    except KeyboardInterrupt:
-        return interrupts.say(f"what was answered is kept in {args.out}", "eagle.evaluation.evaluate", argv)
+    sets = load_sets(args)
+    with opened(args) as pair:
+        template = template_of(pair, args)
+        evaluation = evaluate(args, sets, pair, template)
+    return report(args, sets, evaluation, template)
+
+
+def saved(args: SimpleNamespace) -> str:
+    """Say what an interrupted run has left."""
+    return f"what was answered is kept in {args.out}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return run(COMMAND, argv)
 
 
 if __name__ == "__main__":
-    raise SystemExit(interrupts.run(main))
+    raise SystemExit(main())

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from eagle import progress
 from eagle.evaluation.methods import BASELINES, Method, emitted
 from eagle.evaluation.model_meter import ModelMeter, PeakMemory
 from eagle.evaluation.prompts import Prompt
@@ -132,7 +132,7 @@ def measure(
     wanted: list[torch.Tensor] = []
     for method in chosen:
         method.run(prompts[0], min(new, SHORT))
-    with tqdm(total=rounds * len(chosen) * len(prompts), unit="run", leave=False, disable=None) as bar:
+    with progress.bar(total=rounds * len(chosen) * len(prompts), unit="run", leave=False) as bar:
         for number in range(rounds):
             for method, row in zip(chosen, rows, strict=True):
                 row.rounds.append(Round())

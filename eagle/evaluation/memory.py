@@ -1,7 +1,7 @@
 """Memory of a call: the sum of what it should hold, term by term, beside the measured peak.
 
-    python -m eagle.evaluation.memory --base-model-path TARGET --ea-model-path HEAD
-    python -m eagle.evaluation.memory --synthetic 850m --dtype bfloat16
+    eagle memory --base-model-path TARGET --ea-model-path HEAD
+    eagle memory --synthetic 850m --dtype bfloat16
 
 Memory before loading, after a call of a tiny pair that loads the libraries' own code, is subtracted: resident memory,
 or on a GPU what torch has allocated there. glibc is
@@ -15,23 +15,21 @@ also count what nobody holds. Terms:
 - activations of one prefill chunk, by `activations`.
 """
 
-import argparse
 import ctypes
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import torch
 
+from eagle.commands.memory import COMMAND
+from eagle.commands.running import run
 from eagle.evaluation.model_meter import PeakMemory
 from eagle.evaluation.pairs import (
-    add_pair_options,
-    add_prompts,
-    add_tree,
     at_least,
     check_pair,
     check_prompts,
@@ -39,7 +37,7 @@ from eagle.evaluation.pairs import (
     device_of,
     opened,
 )
-from eagle.evaluation.report import aligned, write_json
+from eagle.evaluation.report import aligned, check_json, write_json
 from eagle.model.ea_model import EaModel
 from eagle.model.target import PREFILL_CHUNK
 
@@ -107,11 +105,11 @@ def return_freed_blocks() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, LEAST_MAPPED)
 
 
-def measure(args: argparse.Namespace) -> Use:
+def measure(args: SimpleNamespace) -> Use:
     """Load the pair, generate once and return what that took."""
     return_freed_blocks()
     tiny = {"synthetic": "tiny", "base_model_path": None, "ea_model_path": None, "draft_vocabulary": None}
-    call(argparse.Namespace(**{**vars(args), **tiny, "kind": args.kind if args.synthetic else None}), 64, 8)
+    call(SimpleNamespace(**{**vars(args), **tiny, "kind": args.kind if args.synthetic else None}), 64, 8)
     device = device_of(args)
     on_cuda = device.type == "cuda"
     before = torch.cuda.memory_allocated(device) if on_cuda else psutil.Process().memory_info().rss
@@ -119,7 +117,7 @@ def measure(args: argparse.Namespace) -> Use:
     return Use(use, peak - before)
 
 
-def call(args: argparse.Namespace, prompt: int, new: int) -> tuple[dict[str, int], int]:
+def call(args: SimpleNamespace, prompt: int, new: int) -> tuple[dict[str, int], int]:
     """Return the terms of one call, and the peak of loading the head and making it."""
     chunk = args.prefill_chunk or PREFILL_CHUNK
     with opened(args) as pair, PeakMemory(pair.base.device) as peak:
@@ -150,22 +148,7 @@ def table(use: Use) -> str:
     return aligned(["MB", ""], [*lines, ["peak to sum", f"{use.ratio:.3f}"]])
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eagle.evaluation.memory", description=(__doc__ or "").split("\n")[0]
-    )
-    add_pair_options(parser)
-    add_prompts(parser)
-    add_tree(parser)
-    parser.add_argument("--prompt-length", type=int, default=1024, help="tokens")
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--prefill-chunk", type=int, help=f"prompt tokens per forward (default: {PREFILL_CHUNK})")
-    parser.add_argument("--json", type=Path, help="also write everything here")
-    return parser
-
-
-def check(args: argparse.Namespace) -> None:
+def check(args: SimpleNamespace) -> None:
     """Check all options before anything is loaded.
 
     Raises:
@@ -177,20 +160,20 @@ def check(args: argparse.Namespace) -> None:
     check_tree([args.total_token], args.depth, args.top_k)
     if args.total_token == -1:
         raise ValueError("--total-token=-1: the sum needs a tree of one size")
+    check_json(args)
 
 
-def main(argv: list[str] | None = None) -> int:
+def work(args: SimpleNamespace) -> int:
     """Measure and report."""
-    options = parser()
-    args = options.parse_args(argv)
-    try:
-        check(args)
-    except ValueError as refusal:
-        options.error(str(refusal))
     use = measure(args)
     sys.stdout.write(table(use) + "\n")
     write_json(args, {"terms": use.terms, "sum": use.total, "peak": use.peak, "ratio": use.ratio})
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return run(COMMAND, argv)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The pair under measurement: loaded from paths, or synthetic of any shape; the options and prompts that go with it."""
+"""The pair under measurement: loaded from paths, or synthetic of any shape; its prompts, and checks of its options."""
 
-import argparse
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,7 +24,6 @@ from eagle.model.target import TargetModel
 TINY_PAIR = Path("examples/tiny_pair")
 TINY_HEADS = (str(TINY_PAIR / "eagle_head"), str(TINY_PAIR / "eagle3_head"))
 SYNTHETIC_PROMPT = 64  # tokens, where no length is asked for
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class BenchPair:
         """Put one of the heads on the base."""
         return EaModel(None, self.base, self.path, head, total_token, depth, top_k, tree=tree, **self.options)
 
-    def prompts(self, args: argparse.Namespace, count: int, length: int | None) -> list[torch.Tensor]:
+    def prompts(self, args: SimpleNamespace, count: int, length: int | None) -> list[torch.Tensor]:
         """Return up to `count` prompts [1, S] on the base's device, of `length` tokens or as they are."""
         if self.tokenizer is None:
             rows = random_prompts(count, length or SYNTHETIC_PROMPT, self.base.config.vocab_size)
@@ -56,65 +55,7 @@ class BenchPair:
         return [row.to(self.base.device) for row in rows]
 
 
-def add_model_options(parser: argparse.ArgumentParser, heads: Sequence[str] = TINY_HEADS) -> Any:
-    """Add which models are measured and how they run; return the group of options.
-
-    Args:
-        parser: the command line.
-        heads: those of the shipped pair that are used by default.
-    """
-    group = parser.add_argument_group("the pair (default: the shipped tiny one)")
-    group.add_argument("--base-model-path", help="folder or Hub id of the base model")
-    group.add_argument("--ea-model-path", nargs="+", help="its heads; without one only methods that need none")
-    group.add_argument("--no-token-map", action="store_true", help="EAGLE-1/2 heads draft from all tokens")
-    group.add_argument("--dtype", choices=DTYPES, default="float32")
-    group.add_argument("--device", help="default: cuda where there is one, else cpu")
-    group.add_argument("--compile", action="store_true", help="pack linear layers for this processor (CPU)")
-    group.add_argument("--cuda-graphs", action="store_true", help="run steps as CUDA graphs")
-    nothing = dict.fromkeys(("synthetic", "kind", "noise", "draft_vocabulary", "assistant_model_path"))
-    parser.set_defaults(default_heads=tuple(heads), **nothing)
-    return group
-
-
-def add_pair_options(parser: argparse.ArgumentParser, heads: Sequence[str] = TINY_HEADS) -> None:
-    """Add the same, and what makes a synthetic pair."""
-    group = add_model_options(parser, heads)
-    group.add_argument("--synthetic", choices=tuple(SHAPES), help="make a pair of this shape instead")
-    group.add_argument("--kind", choices=("eagle", "eagle3"), help="of the synthetic pair (default: eagle)")
-    group.add_argument("--noise", type=float, help="on the synthetic head: 0 accepts all, more accepts less")
-    group.add_argument("--draft-vocabulary", type=int, help="tokens that a synthetic head drafts")
-
-
-def add_assistant(parser: argparse.ArgumentParser) -> None:
-    """Add the smaller model that drafts in transformers' assisted generation."""
-    parser.add_argument("--assistant-model-path", help="a smaller model of the same vocabulary, to draft with")
-
-
-def add_prompts(parser: argparse.ArgumentParser) -> None:
-    """Add where texts come from."""
-    parser.add_argument(
-        "--prompts",
-        type=Path,
-        default=TINY_PAIR / "prompts.jsonl",
-        help="JSON lines with `text`, `messages` or `turns`",
-    )
-
-
-def add_tree(parser: argparse.ArgumentParser) -> None:
-    """Add how one tree grows."""
-    parser.add_argument("--total-token", type=int, default=12, help="nodes of the tree, root included")
-    add_tree_limits(parser)
-
-
-def add_tree_limits(parser: argparse.ArgumentParser) -> None:
-    """Add what bounds every tree."""
-    parser.add_argument(
-        "--depth", type=int, default=4, help="expansions of the tree after the first (default: %(default)s)"
-    )
-    parser.add_argument("--top-k", type=int, default=4, help="children per expanded node (default: %(default)s)")
-
-
-def at_least(low: float, args: argparse.Namespace, *names: str) -> None:
+def at_least(low: float, args: object, *names: str) -> None:
     """Check options, each a number or several.
 
     Raises:
@@ -127,8 +68,8 @@ def at_least(low: float, args: argparse.Namespace, *names: str) -> None:
                 raise ValueError(f"--{name.replace('_', '-')}={one} must be at least {low:g}")
 
 
-def check_pair(args: argparse.Namespace, *, needs_heads: bool = True) -> None:
-    """Check the options of `add_pair_options` before anything is loaded.
+def check_pair(args: SimpleNamespace, *, needs_heads: bool = True) -> None:
+    """Check which pair is asked for before anything is loaded.
 
     Raises:
         ValueError: options that exclude each other or are out of range.
@@ -155,7 +96,7 @@ def check_pair(args: argparse.Namespace, *, needs_heads: bool = True) -> None:
             raise ValueError(f"--draft-vocabulary={args.draft_vocabulary} must be at most {most}")
 
 
-def check_choices(args: argparse.Namespace, *names: str) -> None:
+def check_choices(args: SimpleNamespace, *names: str) -> None:
     """Check options that take several values each, `--methods` among them.
 
     Raises:
@@ -169,7 +110,7 @@ def check_choices(args: argparse.Namespace, *names: str) -> None:
         raise ValueError("--methods must hold generate: its ids and its speed are what the others are held to")
 
 
-def check_prompts(args: argparse.Namespace) -> None:
+def check_prompts(args: SimpleNamespace) -> None:
     """Check `--prompts`, which a synthetic pair does not read.
 
     Raises:
@@ -189,21 +130,26 @@ def check_tree(total_tokens: Sequence[int], depth: int, top_k: int) -> None:
         tree_config(total_token, depth, top_k, 1.0)
 
 
-def device_of(args: argparse.Namespace) -> torch.device:
+def device_of(args: SimpleNamespace) -> torch.device:
     """Return where the pair runs: as asked, else on a GPU where there is one."""
     return torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @contextmanager
-def opened(args: argparse.Namespace) -> Iterator[BenchPair]:
-    """Load or make the pair; models must be put together within the block."""
+def opened(args: SimpleNamespace, default_heads: Sequence[str] = TINY_HEADS) -> Iterator[BenchPair]:
+    """Load or make the pair; models must be put together within the block.
+
+    Args:
+        args: of the command.
+        default_heads: those of the shipped pair, where no model is named.
+    """
     device, dtype = device_of(args), getattr(torch, args.dtype)
     options = {"compile": args.compile, "cuda_graphs": args.cuda_graphs}
     if args.no_token_map:
         options["token_map"] = False
     if args.synthetic is None:
         path = args.base_model_path or str(TINY_PAIR / "target")
-        heads = tuple(args.ea_model_path or (args.default_heads if args.base_model_path is None else ()))
+        heads = tuple(args.ea_model_path or (default_heads if args.base_model_path is None else ()))
         for head in heads:
             read_config(head)  # a missing head is found before minutes of loading
         base, assistant = load_base(path, {"dtype": dtype}).to(device).eval(), None
@@ -222,7 +168,7 @@ def _check_assistant(base: Any, assistant: Any) -> None:
         raise ValueError(f"--assistant-model-path has a vocabulary of {other} tokens, the base one of {own}")
 
 
-def _synthetic(args: argparse.Namespace, dtype: torch.dtype, device: torch.device, folder: str) -> BenchPair:
+def _synthetic(args: SimpleNamespace, dtype: torch.dtype, device: torch.device, folder: str) -> BenchPair:
     kind, vocabulary = args.kind or "eagle", args.draft_vocabulary
     base = synthetic_target(SHAPES[args.synthetic], kind, generated=vocabulary, dtype=dtype, device=device)
     if kind == "eagle":

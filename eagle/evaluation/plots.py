@@ -1,4 +1,4 @@
-"""Pictures of measurements; the only file that knows matplotlib, which the extra `plots` installs."""
+"""Pictures of measurements; the only file that imports matplotlib, which the extra `plots` installs."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec

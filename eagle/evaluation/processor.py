@@ -7,25 +7,24 @@ Says what `compile=True` will pack here, and which dtype multiplies faster. Ever
 that not all of their weights stay in the nearest cache; the least disturbed of alternating rounds counts.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from eagle.evaluation.report import aligned, write_json
+from eagle import progress
+from eagle.commands.processor import COMMAND, SHAPES
+from eagle.commands.running import run
+from eagle.evaluation.report import aligned, check_json, write_json
 from eagle.model.support.measurements import processor_name
 from eagle.model.support.prepack import PackedLinear, packable
 from eagle.model.support.products import FASTER, PASS
 
-SHAPES = ("256x576", "2048x5632")
-ROWS = (1, 4, 12, 26, 60)
 # The rows of a tree of usual size, at which dtypes are compared.
 TREE = 12
 
@@ -133,59 +132,47 @@ def advice(timings: Sequence[Timing]) -> list[str]:
     return lines
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(prog="eagle processor", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--shapes", nargs="+", metavar="INxOUT", help=f"default: {' '.join(SHAPES)}")
-    parser.add_argument("--base-model-path", help="take the shapes of this model's linear layers; no weights are read")
-    parser.add_argument(
-        "--dtypes", nargs="+", choices=("float32", "bfloat16", "float16"), default=["float32", "bfloat16"]
-    )
-    parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS), help="rows of a product: nodes of a tree")
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--json", type=Path, help="also write everything here")
-    return parser
-
-
-def chosen_shapes(args: argparse.Namespace) -> list[tuple[int, int]]:
-    """Return the shapes that were asked for.
+def check(args: SimpleNamespace) -> None:
+    """Check all options before anything is loaded.
 
     Raises:
-        ValueError: one is not two numbers, or rows or rounds are less than 1.
+        ValueError: rows or rounds are less than 1, or a shape is not two numbers.
     """
     for name, values in (("--rows", args.rows), ("--rounds", [args.rounds])):
         if min(values) < 1:
             raise ValueError(f"{name}={min(values)} must be at least 1")
-    if args.base_model_path is not None:
-        if args.shapes:
-            raise ValueError("--shapes and --base-model-path name the same thing: pass one of them")
-        return shapes_of(args.base_model_path)
-    found = []
-    for shape in args.shapes or SHAPES:
+    if args.base_model_path is not None and args.shapes:
+        raise ValueError("--shapes and --base-model-path name the same thing: pass one of them")
+    for shape in args.shapes or ():
         sides = shape.split("x")
         if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
             raise ValueError(f"--shapes {shape} must be two numbers as in {SHAPES[0]}")
-        found.append((int(sides[0]), int(sides[1])))
-    return found
+    check_json(args)
 
 
-def main(argv: list[str] | None = None) -> int:
+def chosen_shapes(args: SimpleNamespace) -> list[tuple[int, int]]:
+    """Return the shapes that were asked for."""
+    if args.base_model_path is not None:
+        return shapes_of(args.base_model_path)
+    return [(int(inputs), int(outputs)) for inputs, outputs in (shape.split("x") for shape in args.shapes or SHAPES)]
+
+
+def work(args: SimpleNamespace) -> int:
     """Measure and report."""
-    options = parser()
-    args = options.parse_args(argv)
-    try:
-        shapes = chosen_shapes(args)
-    except (ValueError, OSError) as refusal:
-        options.error(str(refusal).partition("\n")[0])
-    asked = [(*shape, dtype) for shape in shapes for dtype in args.dtypes]
+    asked = [(*shape, dtype) for shape in chosen_shapes(args) for dtype in args.dtypes]
     timings = [
         time_products(inputs, outputs, getattr(torch, dtype), args.rows, args.rounds)
-        for inputs, outputs, dtype in tqdm(asked, unit="shape", leave=False, disable=None)
+        for inputs, outputs, dtype in progress.bar(asked, unit="shape", leave=False)
     ]
     lines = [f"{processor_name()}: {abilities()}", "", table(timings), "", *advice(timings)]
     sys.stdout.write("\n".join(lines) + "\n")
     write_json(args, {"timings": [asdict(one) for one in timings]})
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command."""
+    return run(COMMAND, argv)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,21 @@
 """Reports of measurements: aligned tables for a person, one JSON document for a program."""
 
-import argparse
 import json
 import math
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
 
 import eagle
+from eagle.commands.options import STDOUT
 from eagle.evaluation.measure import Row
 from eagle.evaluation.methods import BASELINES
 from eagle.files import write_text
@@ -132,12 +134,30 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_json(args: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Write results beside provenance and settings, where `--json` asks for it; what nobody measured is null."""
-    if args.json is not None:
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        document = {"provenance": provenance(), "settings": settings, **results}
-        write_text(args.json, json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n")
+def check_json(args: SimpleNamespace) -> None:
+    """Check `--json` before anything is loaded.
+
+    Raises:
+        ValueError: its folder is not there.
+    """
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise ValueError(f"--json={args.json}: there is no such folder")
+
+
+def write_json(args: SimpleNamespace, results: dict[str, Any]) -> None:
+    """Print or write results beside provenance and settings, as `--json` asks; what nobody measured is null."""
+    if args.json is None:
+        return
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    give(args.json, without_nan({"provenance": provenance(), "settings": settings, **results}))
+
+
+def give(place: Path, document: dict[str, Any]) -> None:
+    """Print a document as one line, or write it into a file, as `--json` asks."""
+    if place == STDOUT:
+        sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
+    else:
+        write_text(place, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def without_nan(value: Any) -> Any:

@@ -209,18 +209,15 @@ class Generation:
         state = self.stream.draft_state
         if state is None or max(self.stream.deepest) == 0:
             return None
-        return self.chooser.next(context) if self.chooser is not None else state.tree
+        if self.chooser is None:
+            return state.tree
+        state.judge = self.chooser.judge
+        return self.chooser.next(context)
 
     def _learn(self, outcome: StepOutcome, seconds: float) -> None:
-        """Tell the chooser what the rows that go on have emitted, and how long a step took, if that is typical."""
-        if self.chooser is None or self.stream.drafter is None:
-            return
-        if outcome.is_typical:
-            self.chooser.took(seconds, outcome.shape)
-        places = self.stream.active
-        if places and outcome.shape is not None and outcome.candidates is not None:
-            tokens = [outcome.tokens[place] for place in places]
-            self.chooser.record(outcome.shape, outcome.candidates, tokens, places)
+        """Tell the chooser what a step brought, and how long it took."""
+        if self.chooser is not None and self.stream.drafter is not None:
+            self.chooser.learn(outcome, self.stream.active, seconds)
 
     def _crosses_switch(self) -> bool:
         """Tell whether the root is the first token beyond the switch of a target that then recomputes its cache."""

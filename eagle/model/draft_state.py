@@ -8,7 +8,7 @@ Shapes: B batch, A or W entries of one step, T entries of several, D head width,
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -31,16 +31,28 @@ class Observed:
     counts: Sequence[int]
 
 
+class Judge(Protocol):
+    """Decides while a tree grows; reads scores, so it waits for the device."""
+
+    def goes_on(self, scores_BK: torch.Tensor) -> bool:
+        """Tell whether a further level is drafted below these nodes, the best of the last one."""
+
+    def drafted(self, scores_BM: torch.Tensor) -> int:
+        """Return how many of all candidates, the best ones, are verified; 0 leaves the root alone."""
+
+
 class BaseDraftState(ABC):
     """What one stream's drafting remembers, wherever its features wait.
 
     Attributes:
         tree: how this stream's trees grow, whatever the drafter's attributes become while it runs.
+        judge: decides while they grow; None lets them reach their size.
         cache: the head's keys and values.
         candidates: all that the last draft looked at.
     """
 
     tree: TreeConfig
+    judge: Judge | None = None
     cache: BaseKVCache
     candidates: Candidates | None
 
@@ -78,6 +90,7 @@ class DraftState(BaseDraftState):
     cache: KVCache
     pending: list[Observed] = field(default_factory=list)
     candidates: Candidates | None = None
+    judge: Judge | None = None
 
     def is_full(self, entries: int) -> bool:
         """Tell whether more would wait than the ring holds."""

@@ -18,11 +18,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from eagle.model.configs import TreeConfig
-from eagle.model.draft_state import BaseDraftState, DraftState
+from eagle.model.draft_state import BaseDraftState, DraftState, Judge
 from eagle.model.draft_window import DraftWindow
 from eagle.model.head import DraftHead
 from eagle.model.kinds import whole
 from eagle.model.kv_cache import BaseKVCache, KVCache
+from eagle.model.reference_drafter import ReferenceDrafting
 from eagle.model.support.prepack import PrepackedLinears, packed_forward
 from eagle.model.tree import Candidates, DraftTree, StaticLevel, at_places, best, root_only, select
 
@@ -35,7 +36,7 @@ def likeliest(logits_BSW: torch.Tensor, count: int) -> tuple[torch.Tensor, torch
     return top.values, top.indices
 
 
-class Drafter(nn.Module):
+class Drafter(ReferenceDrafting, nn.Module):
     """Grows draft trees with a head.
 
     Args:
@@ -156,19 +157,21 @@ class Drafter(nn.Module):
             if tree.static is not None:
                 candidates = self._grow_static(state.cache, hidden_BD, tree.static)
             else:
-                candidates = self._grow(state.cache, hidden_BD, tree)
+                candidates = self._grow(state.cache, hidden_BD, tree, state.judge)
         root_B = root_B.to(hidden_BD.device)
         state.cache.drop_undecided()
         state.candidates = candidates
-        drafted = tree.nodes - 1
-        if tree.threshold == 1.0:
-            return select(root_B, candidates, drafted, tree.levels)
-        # The only read of the draft: how many nodes the row with most of them keeps.
-        floor = math.log(tree.threshold)
-        drafted = min(drafted, int((candidates.scores_BM >= floor).sum(-1).max()))
+        drafted, floor = tree.nodes - 1, math.log(tree.threshold)
+        # The only reads of the draft: what the judge says, and how many nodes the row with most of them keeps.
+        if state.judge is not None:
+            drafted = min(drafted, state.judge.drafted(candidates.scores_BM))
+        if tree.threshold < 1.0:
+            drafted = min(drafted, int((candidates.scores_BM >= floor).sum(-1).max()))
         if drafted == 0:
             return root_only(root_B)
-        grown = select(root_B, candidates, drafted, min(tree.levels, drafted + 1))
+        grown = select(root_B, candidates, drafted, min(tree.levels, candidates.levels + 1, drafted + 1))
+        if tree.threshold == 1.0:
+            return grown
         return replace(grown, parents_BN=grown.parents_BN.masked_fill(grown.scores_BN < floor, -1))
 
     @torch.no_grad()
@@ -244,8 +247,8 @@ class Drafter(nn.Module):
         scores_BSK, draft_ids_BSK = likeliest(self.logits(hidden_BSD), count)
         return scores_BSK, self.head.target_ids(draft_ids_BSK)
 
-    def _grow(self, cache: BaseKVCache, hidden_BD: torch.Tensor, tree: TreeConfig) -> Candidates:
-        """EAGLE-2: expand the k likeliest nodes of every level (arXiv 2406.16858 section 4.1)."""
+    def _grow(self, cache: BaseKVCache, hidden_BD: torch.Tensor, tree: TreeConfig, judge: Judge | None) -> Candidates:
+        """EAGLE-2: expand the k likeliest nodes of every level (arXiv 2406.16858 section 4.1), while a judge agrees."""
         batch, device = len(hidden_BD), hidden_BD.device
         scores_B1K, tokens_B1K = self._children(hidden_BD[:, None], tree.top_k)
         width = scores_B1K.shape[-1]
@@ -258,6 +261,8 @@ class Drafter(nn.Module):
         parent_BKC, window = cache.committed(width, device), self._window(cache)
         all_scores, all_tokens, expanded = [scores_BK], [tokens_BK], []
         for depth in range(tree.depth):
+            if judge is not None and not judge.goes_on(scores_BK):
+                break
             cache.offset = depth * width
             mask_BKC = cache.mask(eye_BKK, parent_BKC)
             hidden_BKD = self._step(cache, hidden_BKD, tokens_BK, positions[depth], mask_BKC, window)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from eagle.model.adaptive.chooser import Adaptation
+from eagle.model.adaptive.adaptation import Adaptation
 from eagle.model.adaptive.profile import Recorder
 from eagle.model.checks.diagnosis import checked_target
 from eagle.model.configs import TreeConfig, overridden

@@ -60,7 +60,7 @@ class GenerationStats:
 
     @property
     def acceptance_length(self) -> float:
-        """τ: tokens per verify forward and active row, Σ(accepted + 1) / row steps; NaN before the first step."""
+        """The acceptance length τ, Σ(accepted + 1) / row steps; NaN before the first step."""
         return 1 + sum(self.accepted_per_step) / self.row_steps if self.row_steps else float("nan")
 
     @property

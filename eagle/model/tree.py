@@ -121,6 +121,12 @@ class Candidates:
     scores_BM: torch.Tensor
     width: int = 0
 
+    @property
+    def levels(self) -> int:
+        """Most levels below the root."""
+        total = self.scores_BM.shape[1]
+        return 1 + (total - self.width) // self.width**2 if self.width else total
+
     def to_tensor(self) -> torch.Tensor:
         """Return all of it but `width` as one tensor [B, 3 M] of integers, scores as the bits they are."""
         return torch.cat([self.tokens_BM, self.parents_BM, self.scores_BM.view(torch.int32).long()], 1)

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from eagle.evaluation.report import provenance
-from eagle.model.target_features import observe
+from eagle.model.target_features import read_features
 from eagle.train.checkpoints import Checkpoints
 from eagle.train.draft_vocabulary import DraftVocabulary
 from eagle.train.heads import first_head, taps_of
@@ -48,12 +48,12 @@ def parts(kind: str, steps: int, args: argparse.Namespace) -> dict[str, Callable
     model, *optims = accelerator.prepare(recipe, *optimizers(head, settings))
     checkpoints = Checkpoints(Path(str(settings.cpdir)), accelerator, {}, 1)
     run = Run(settings, accelerator, recipe, model, optims, teacher, checkpoints, None)
-    batch = teacher.batches.at(0)
-    ids_BT = batch.ids_BS.to(accelerator.device)
+    texts = teacher.batches.at(0)
+    ids_BT = texts.ids_BS.to(accelerator.device)
     batch = teacher.train_batch(teacher.batches.rows_at(0), [0] * args.bs)
 
     def target() -> None:
-        observe(learnt_from.target, ids_BT, taps, batch.positions_BS, batch.segments_BS)
+        read_features(learnt_from.target, ids_BT, taps, texts.positions_BS, texts.segments_BS)
 
     def bare() -> None:
         embeds_BSD = teacher.embed(batch.entries.tokens_BS).to(head.dtype)

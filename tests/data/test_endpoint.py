@@ -77,9 +77,7 @@ def arguments(source: str, target: str, out: Path, url: str, *more: str) -> list
 
 
 def refused(capsys, *command) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments(*command))
-    assert stopped.value.code == 2
+    assert main(arguments(*command)) != 0
     return capsys.readouterr().err.splitlines()[-1]
 
 
@@ -253,8 +251,7 @@ def test_flags_that_say_nothing_to_a_server_are_refused(tmp_path, target, capsys
     source, out = rows(tmp_path / "rows.jsonl", 2), tmp_path / "out"
     for more in (["--processes", "2"], ["--dtype", "float32"], ["--ea-model-path", "x"]):
         assert "the server writes the answers, without" in refused(capsys, source, target, out, "http://x", *more)
-    with pytest.raises(SystemExit):
-        main([source, "--tokenizer", target, "--out", str(out), "--regenerate", "--endpoint", "http://x"])
+    assert main([source, "--tokenizer", target, "--out", str(out), "--regenerate", "--endpoint", "http://x"]) == 2
     assert "--endpoint URL and --model NAME go together" in capsys.readouterr().err
 
 
@@ -276,5 +273,5 @@ def test_ctrl_c_does_not_wait_for_a_server(tmp_path, target):
         errors = running.communicate(timeout=20)[1]
     assert running.returncode == 130 and "Traceback" not in errors
     assert errors.splitlines()[-1].startswith(
-        f"interrupted: 0 shards and 10 answers are saved in {out}; to go on: python -m"
+        f"interrupted: 0 shards and 10 answers are saved in {out}; to go on: eagle data"
     )

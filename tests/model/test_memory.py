@@ -353,4 +353,4 @@ def test_memory_of_a_gpu_is_what_is_allocated_there_beyond_what_was_before(monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: {"cuda": 30}[device.type])
     monkeypatch.setattr(memory, "call", lambda *_: ({"weights": 100}, 130))
-    assert memory.measure(memory.parser().parse_args(["--synthetic", "tiny"])).ratio == 1.0
+    assert memory.measure(memory.COMMAND.arguments(["--synthetic", "tiny"])).ratio == 1.0

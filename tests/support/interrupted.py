@@ -67,7 +67,7 @@ def main() -> None:
             assert os.waitstatus_to_exitcode(status) == 130, (status, said)
             last = said.rstrip("\n").replace("\r", "\n").split("\n")[-1]
             assert last.startswith("interrupted"), said
-            assert "before any work" in last or f"saved in {folder}; to go on: python -m eagle.data " in last, said
+            assert "before any work" in last or f"saved in {folder}; to go on: eagle data " in last, said
             assert not list(folder.glob("*.tmp"))
     child = begin(arguments, errors)
     assert os.waitpid(child, 0)[1] == 0, errors.read_text()

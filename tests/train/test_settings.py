@@ -1,15 +1,13 @@
 """Settings of a run: a file says values, never flags; every number is one that can be computed with."""
 
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
 
-import eagle.data
-from eagle import cli
+from eagle.commands import data, doctor
 from eagle.ge_data import allocation
 from eagle.train import configure
 from eagle.train.settings import Settings, parse
@@ -93,20 +91,24 @@ def test_target_and_head_have_one_name_each_and_the_former_ones_still_work(tmp_p
             assert parse(["--config", str(file)], "x", "y") == replace(wanted, config=str(file))
 
 
+def parsed(parser):
+    return lambda words: parser().parse_args(words)
+
+
 @pytest.mark.parametrize(
     ("made", "former", "rest"),
     [
-        (sys.modules[eagle.data.main.__module__].parser, "--tokenizer", ["x", "--out", "y"]),
-        (allocation.parser, "--basepath", ["--outdir", "y"]),
-        (configure.parser, "--basepath", ["--out", "y"]),
-        (traineagle3.parser, "--basepath", ["--trainpath", "x", "--savedir", "y"]),
-        (cli.parser, "--base", ["doctor"]),
+        (data.COMMAND.arguments, "--tokenizer", ["x", "--out", "y"]),
+        (parsed(allocation.parser), "--basepath", ["--outdir", "y"]),
+        (parsed(configure.parser), "--basepath", ["--out", "y"]),
+        (parsed(traineagle3.parser), "--basepath", ["--trainpath", "x", "--savedir", "y"]),
+        (doctor.COMMAND.arguments, "--base", []),
     ],
     ids=["data", "ge_data", "configure", "traineagle3", "doctor"],
 )
 def test_every_command_calls_the_target_by_one_name(made, former, rest):
     for flag in ("--base-model-path", former):
-        assert made().parse_args([*rest, flag, "BASE"]).base_model_path == "BASE"
+        assert made([*rest, flag, "BASE"]).base_model_path == "BASE"
 
 
 def test_choices_are_judged_too():

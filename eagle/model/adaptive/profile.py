@@ -19,14 +19,14 @@ from eagle.model.support.measurements import progress_bar
 from eagle.model.target import Taps, TargetModel
 from eagle.model.tree import DraftTree, from_parents
 
-NODES = (1, 2, 4, 8, 16, 32, 60)
+NODES = (1, 2, 3, 4, 6, 8, 16, 32, 60)
 WIDTHS = (1, 4, 10)
 CONTEXTS = (64, 1024)
 # Tokens of one forward, over all rows, beyond which nothing is measured; the same for tokens in the cache, which may
 # not take more memory than the calls it is measured for. A slope needs contexts that are so many times apart.
 MOST_TOKENS, MOST_CACHED, APART = 512, 8192, 4
 # Sizes that are measured of a model so slow that all of them would take too long.
-FEW_NODES, FEW_WIDTHS = (1, 8, 32), (1, 10)
+FEW_NODES, FEW_WIDTHS = (1, 2, 4, 8, 32), (1, 10)
 # Seconds that measuring a batch size may take, and rounds at most. A slow model is measured at fewer sizes, each once
 # after a warm-up: about a dozen of its forwards.
 SECONDS, ROUNDS = 4.0, 9

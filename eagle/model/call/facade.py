@@ -47,7 +47,7 @@ class Facade:
 
     @property
     def name_or_path(self) -> str:
-        """Where the base model's tokenizer is: harnesses load it from there."""
+        """Where the base model's tokenizer is; harnesses load it from there."""
         return self.base_model_name_or_path
 
     @property

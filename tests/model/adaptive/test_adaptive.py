@@ -18,17 +18,19 @@ from scripted import answering, is_tree
 from synthetic_pairs import synthetic_pair, synthetic_prompt
 from transformers.utils import logging as logging_of
 
-from eagle.model.adaptive import chooser as adaptive
-from eagle.model.adaptive import cost_file, profile
-from eagle.model.adaptive.chooser import Chooser, Memory
+from eagle.model.adaptive import adaptation, cost_file, profile
+from eagle.model.adaptive.confidence_chooser import ConfidenceMemory
 from eagle.model.adaptive.costs import Costs
+from eagle.model.adaptive.shape_chooser import ShapeChooser, ShapeMemory
 from eagle.model.adaptive.trees import POOL, Found, Shapes, best_candidates
 from eagle.model.call.prepare import prepare
 from eagle.model.configs import TreeConfig, tree_config
 from eagle.model.decoding import Generation, decode
 from eagle.model.draft_state import RING, Observed, merged
+from eagle.model.step import StepOutcome
 from eagle.model.support import measurements
-from eagle.model.tree import Candidates
+from eagle.model.tree import Candidates, from_parents
+from eagle.model.verify import HostAcceptance
 
 LIMIT = TreeConfig(total_token=24, depth=4, top_k=4)
 FREE = Costs((64,), (1, 2), ((1.0, 1.0),), (1,), ((0.0,),), ((0.0,),))  # a tree costs what its root does
@@ -40,7 +42,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-class Restless(Chooser):
+class Restless(ShapeChooser):
     """Goes through all shapes in turn, and now and then decodes plainly."""
 
     turn = 0
@@ -50,8 +52,8 @@ class Restless(Chooser):
         return None if self.turn % 5 == 0 else self.shapes.trees[37 * self.turn % len(self.shapes.trees)]
 
 
-def chooser(kind=Chooser, cost=FREE, limit=LIMIT):
-    return kind(Shapes(limit), cost, Memory())
+def chooser(kind=ShapeChooser, cost=FREE, limit=LIMIT):
+    return kind(Shapes(limit), cost, ShapeMemory())
 
 
 def running(model, ids, mask, kind=Restless, **arguments):
@@ -112,7 +114,7 @@ def test_accepted_tokens_survive_every_change_of_shape(name, batch, tmp_path):
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
 def test_a_perfect_head_grows_deep_trees_and_a_useless_one_none(tmp_path, kind, monkeypatch):
     cost = Costs((64,), (1, 60), ((1.0, 1.5),), (1, 10), ((0.1, 0.1),), ((0.05, 0.05),))
-    monkeypatch.setattr(adaptive, "costs_of", lambda *_: cost)
+    monkeypatch.setattr(adaptation, "costs_of", lambda *_: cost)
     lengths = {}
     for noise in (0.0, 30.0):
         model = synthetic_pair(tmp_path / str(noise), kind, noise, total_token=-1, top_k=4)
@@ -132,7 +134,7 @@ def test_plain_steps_keep_their_features_for_the_head(tmp_path):
     model = ea_model(tmp_path, "llama", "eagle3", total_token=10, depth=3, top_k=3)
     ids, _ = prompts(model.base_model, 1)
 
-    class Sleeper(Chooser):
+    class Sleeper(ShapeChooser):
         turn = 0
 
         def next(self, context):
@@ -255,8 +257,15 @@ def learn(subject, steps, promised, accepts):
         tree = subject.next(100)
         if tree is not None:
             levels = tree.depth + 1
-            subject.record(tree, flat(promised, tree.top_k, levels), [emitted(min(accepts, levels))], [0])
+            subject.observe(tree, flat(promised, tree.top_k, levels), [emitted(min(accepts, levels))], [0])
     return subject
+
+
+def outcome(nodes, shape):
+    tokens_BN = torch.zeros(1, nodes, dtype=torch.int64)
+    return StepOutcome(
+        from_parents(tokens_BN, tokens_BN - 1, tokens_BN.float(), 2), HostAcceptance([], [], []), [], shape
+    )
 
 
 PRICED = Costs((64,), (1, 2, 24), ((1.0, 1.1, 1.6),), (1, 4), ((0.1, 0.12),), ((0.1, 0.12),))
@@ -278,7 +287,7 @@ def test_plain_decoding_is_probed_ever_more_rarely_and_left_when_drafting_pays()
         if tree is not None:
             gaps.append(number - last)
             last = number
-            subject.record(tree, flat(0.05, tree.top_k, tree.depth + 1), [emitted(0)], [0])
+            subject.observe(tree, flat(0.05, tree.top_k, tree.depth + 1), [emitted(0)], [0])
     assert min(gaps[1:]) >= 64 and max(gaps) == 256 and gaps[1:] == sorted(gaps[1:])
     assert learn(subject, 600, 0.95, 9).is_plain is False
 
@@ -296,8 +305,8 @@ def test_steps_that_take_longer_than_their_parts_count_with_what_they_took():
     subject = learn(chooser(cost=PRICED), 20, 0.5, 1)
     assert not subject.is_plain
     for _ in range(20):
-        subject.took(9.0, subject.shapes.trees[0])
-        subject.took(1.0, None)
+        subject.took(9.0, outcome(2, subject.shapes.trees[0]))
+        subject.took(1.0, outcome(1, None))
     assert learn(subject, 20, 0.5, 1).is_plain
 
 
@@ -400,22 +409,20 @@ def test_a_draft_of_nan_is_not_remembered():
     broken.scores_BM[0, 0::3] = float("nan")
     below = (broken.parents_BM[0] % 3 == 0) & (broken.parents_BM[0] >= 0)
     broken.scores_BM[0, below] = float("nan")
-    subject.record(tree, broken, [emitted(0)], [0])
+    subject.observe(tree, broken, [emitted(0)], [0])
     assert np.isfinite(subject.memory.gains).all()
 
 
 def test_threads_that_change_the_limits_choose_within_their_own(tmp_path, monkeypatch):
     model = ea_model(tmp_path, total_token=-1)
-    monkeypatch.setattr(adaptive, "costs_of", lambda *_: PRICED)
-    monkeypatch.setattr(adaptive, "Memory", lambda *args: time.sleep(0.001) or Memory(*args))
+    monkeypatch.setattr(adaptation, "costs_of", lambda *_: PRICED)
+    monkeypatch.setattr(adaptation, "ConfidenceMemory", lambda: time.sleep(0.001) or ConfidenceMemory())
 
     def work(_):
         for batch in range(1, 60):
             model.ea_layer.depth = 1 + batch // 4 % 3
             made = model._adaptation.chooser(batch)
-            gains, sizes = made.memory.gains, (len(made.shapes.trees), len(made.shapes.all_widths))
-            made.memory.gains = np.zeros(sizes) if gains is None else gains
-            assert made.memory.gains.shape == sizes
+            assert vars(made.memory).setdefault("limit", made.limit) == made.limit
 
     with ThreadPoolExecutor(3) as threads:
         assert list(threads.map(work, range(3))) == [None] * 3
@@ -477,12 +484,12 @@ def test_trees_wider_than_the_draft_keep_the_lead_they_had():
     candidates = flat(0.5, 6, 5)
     candidates.tokens_BM[0, 2] = 7
     candidates.scores_BM[0, 2] = -1.0
-    subject.record(wide, candidates, [[7, 9]], [0])
+    subject.observe(wide, candidates, [[7, 9]], [0])
     number = shapes.trees.index(wide)
     before = subject.memory.gains[number].copy()
     assert before.tolist() == [0, 1]
     for _ in range(40):
-        subject.record(narrow, flat(0.5, 2, 5), [emitted(1)], [0])
+        subject.observe(narrow, flat(0.5, 2, 5), [emitted(1)], [0])
     assert subject.memory.gains[number] == pytest.approx([1, 2], abs=1e-3)
 
 
@@ -558,7 +565,7 @@ def test_measuring_is_over_in_seconds_or_a_few_dozen_forwards(tmp_path, monkeypa
     found = profile.measure(model.target, model.ea_layer, model._taps, 1)
     assert machine.now <= max(2 * profile.SECONDS, 25 * plain)
     # A slow model is measured at fewer sizes; what lies between is interpolated.
-    assert len(found.nodes) == (4 if plain >= 1.0 else 7) and found.nodes[-1] == 60
+    assert len(found.nodes) == (6 if plain >= 1.0 else 9) and found.nodes[-1] == 60
     assert (len(found.contexts) == 1) == (plain >= 1.0)
     assert found.plain(64) == pytest.approx(plain * (1 + 1 / 60), rel=0.01)
 

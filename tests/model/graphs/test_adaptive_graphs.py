@@ -12,11 +12,11 @@ from references import ends_at, generate_ids
 from synthetic_pairs import DEPTH, synthetic_pair, synthetic_prompt
 from tape import HOST_READS, TapeBackend
 
-from eagle.model.adaptive import chooser as adaptive
-from eagle.model.adaptive import profile
-from eagle.model.adaptive.chooser import Adaptation, Chooser, Memory
+from eagle.model.adaptive import adaptation, profile
+from eagle.model.adaptive.adaptation import Adaptation
 from eagle.model.adaptive.costs import Costs
 from eagle.model.adaptive.prepared import gain, prepared
+from eagle.model.adaptive.shape_chooser import ShapeChooser, ShapeMemory
 from eagle.model.adaptive.trees import Shapes, all_trees
 from eagle.model.call.prepare import prepare
 from eagle.model.configs import TreeConfig
@@ -43,22 +43,23 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-class InTurn(Chooser):
+class InTurn(ShapeChooser):
     """Takes prepared trees in a given order, over and over."""
 
     def __init__(self, turns):
-        super().__init__(Shapes(LIMIT, TREES), FREE, Memory())
+        super().__init__(Shapes(LIMIT, TREES), FREE, ShapeMemory())
         self.turns, self.asked, self.timed, self.learnt = turns, [], [], []
 
     def next(self, context):
         self.asked.append(self.turns[len(self.asked) % len(self.turns)])
         return self.asked[-1]
 
-    def took(self, seconds, tree):
-        self.timed.append(tree)
-
-    def record(self, tree, candidates, tokens, rows):
-        self.learnt.append((tree, candidates, tokens, rows))
+    def learn(self, outcome, places, seconds):
+        if outcome.is_typical:
+            self.timed.append(outcome.shape)
+        if places and outcome.shape is not None:
+            tokens = [outcome.tokens[place] for place in places]
+            self.learnt.append((outcome.shape, outcome.candidates, tokens, places))
 
 
 def pair(folder, kind="eagle3", noise=0.05):
@@ -256,7 +257,7 @@ def adaptive_on_tape(model, bucket=128) -> TapeBackend:
 
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
 def test_a_perfect_head_gets_deep_trees_and_a_useless_one_none(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(adaptive, "costs_of", lambda *_: PRICED)
+    monkeypatch.setattr(adaptation, "costs_of", lambda *_: PRICED)
     stats = {}
     useless = 30.0 if kind == "eagle3" else 3.0
     for noise in (0.0, useless):
@@ -274,7 +275,7 @@ def test_a_perfect_head_gets_deep_trees_and_a_useless_one_none(tmp_path, kind, m
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_adaptive_generations_with_graphs_give_the_ids_of_generate(tmp_path, sampled, batch, monkeypatch):
-    monkeypatch.setattr(adaptive, "costs_of", lambda *_: PRICED)
+    monkeypatch.setattr(adaptation, "costs_of", lambda *_: PRICED)
     model = synthetic_pair(tmp_path, "eagle3", 0.05, total_token=-1, top_k=4)
     backend, ids = adaptive_on_tape(model, 64), synthetic_prompt(batch)
     for _ in range(2):  # the second call finds graphs and what the first has learnt
@@ -345,7 +346,7 @@ def test_at_most_three_trees_are_prepared_the_limit_last(nodes, depth, width):
     chosen = prepared(limit, PRICED)
     assert 1 <= len(chosen) <= 3 and chosen[-1].nodes == limit.nodes == chosen[-1].total_token
     assert all(t.depth <= depth and t.top_k <= width and t.nodes <= limit.nodes for t in chosen)
-    subject = Chooser(Shapes(limit, chosen), PRICED, Memory())
+    subject = ShapeChooser(Shapes(limit, chosen), PRICED, ShapeMemory())
     assert {subject.next(64) for _ in range(100)} <= set(chosen)
 
 
@@ -372,7 +373,7 @@ def test_costs_of_graphs_are_those_of_replays_and_kept_apart(tmp_path, monkeypat
     monkeypatch.setattr(model.target, "verify", counted(model.target.verify, ran))
     model._adaptation.chooser(1)
     assert len(set(files.iterdir()) - eager) == 1
-    assert backend.captures == 5 + 4 and backend.replays > 4 * backend.captures
+    assert backend.captures == 7 + 4 and backend.replays > 4 * backend.captures
     assert len(ran) < backend.replays / 2  # forwards only to capture them
     replays = backend.replays
     assert adaptive_on_tape(model).replays == 0 and model._adaptation.chooser(1) and backend.replays == replays
