@@ -252,7 +252,7 @@ class Visitor:
 
     def _next(self) -> tuple[Exchange, bool] | None:
         with self._lock:
-            return None if self._stops or not self._wishes else self._wishes.pop(0)
+            return self._wishes.pop(0) if self._wishes else None
 
     def _run(self, turn: Exchange, drafts: bool) -> Iterator[None]:
         is_answer = drafts == turn.settings.drafts

@@ -256,6 +256,8 @@ def test_two_tabs_are_answered_one_after_the_other_each_with_its_own(tab, model)
     one.locator(".turn mark").first.wait_for()
     ask(two, "import os\n", waits=False)
     two.get_by_text("Waiting").wait_for()
+    time.sleep(0.5)
+    assert two.get_by_text("Waiting").count() == 1 and one.locator(".cursor").count() == 1
     one.get_by_role("button", name="Stop").click()
     done(two)
     done(one)
