@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import click
+
 from eagle.traineagle3.main import parser as of_traineagle3
 
 CLICK = importlib.import_module("eagle.commands.line") if importlib.util.find_spec("eagle.commands") else None
@@ -32,6 +34,10 @@ def _stopped(self: Any, ctx: Any) -> None:
     raise Parsed(self.namespace(ctx))
 
 
+def _stopped_plainly(self: Any, ctx: Any) -> None:
+    raise Parsed(argparse.Namespace(**ctx.params))
+
+
 def arguments(main: Callable[[list[str]], Any], argv: Sequence[str]) -> Any:
     """Return what a `main` makes of its arguments.
 
@@ -41,6 +47,7 @@ def arguments(main: Callable[[list[str]], Any], argv: Sequence[str]) -> Any:
     with contextlib.ExitStack() as stack:
         stop = _stopping(argparse.ArgumentParser.parse_args)
         stack.enter_context(mock.patch.object(argparse.ArgumentParser, "parse_args", stop))
+        stack.enter_context(mock.patch.object(click.Command, "invoke", _stopped_plainly))
         if CLICK is not None:
             stack.enter_context(mock.patch.object(CLICK.CommandLine, "invoke", _stopped))
         try:
