@@ -220,14 +220,14 @@ def test_both_ways_are_compared_beside_each_other(tab):
     settle(page, number_input_for_Most_new_tokens=16, number_input_for_Temperature=0.8)
     page.get_by_label("Compare", exact=True).check()
     ask(page, "Say something")
-    page.get_by_text("the same 16 tokens").wait_for()
+    page.get_by_text(re.compile(r"the same \d+ tokens")).wait_for()
     row = page.locator("#figures tr", has_text="tokens/s").locator("td").all_inner_texts()
     assert all(float(speed) > 0 for speed in row) and len(row) == 2
     page.get_by_label("Compare", exact=True).uncheck()
     press(page, "Regenerate")
-    assert page.get_by_text("the same 16 tokens").count() == 0
+    assert page.get_by_text(re.compile(r"the same \d+ tokens")).count() == 0
     press(page, "Compare")
-    assert page.get_by_text("the same 16 tokens").count() == 1
+    assert page.get_by_text(re.compile(r"the same \d+ tokens")).count() == 1
 
 
 def test_the_tree_of_any_step_is_drawn(tab):
