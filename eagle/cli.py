@@ -24,15 +24,15 @@ from eagle.commands import (
     generate,
     memory,
     processor,
+    webui,
 )
 from eagle.commands.line import CommandGroup, ForwardedCommand, debug_option
 from eagle.commands.running import run
 
 COMPLETE = "_EAGLE_COMPLETE"
 TRAIN = ForwardedCommand("train", "eagle.train.main", "Train a draft head, or take one out of a checkpoint.")
-WEBUI = ForwardedCommand("webui", "eagle.application.webui", "Talk to a pair on a page in the browser.")
 SECTIONS = {
-    "Use a pair": (generate.COMMAND, chat.COMMAND, WEBUI),
+    "Use a pair": (generate.COMMAND, chat.COMMAND, webui.COMMAND),
     "Make a head": (data.COMMAND, TRAIN, convert.COMMAND),
     "Check": (doctor.COMMAND,),
     "Measure": (

@@ -15,7 +15,7 @@ ORDER = """
     eagle: files interrupts progress chat
     eagle.evaluation: question_sets
     eagle.commands: help line running options generate chat data convert doctor evaluate bench curves processor memory
-    eagle.commands: conversation
+    eagle.commands: conversation webui
     eagle.model: kinds choices tree configs stats sampling cache_layer kv_cache verify head cnets cnets1
     eagle.model.dialects: weights keys safeailab specforge angelslim model_optimizer speculators vllm_eagle known
     eagle.model.dialects: fields vocabulary token_maps checkpoint layouts publish

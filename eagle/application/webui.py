@@ -7,21 +7,16 @@ Owns the command line, and what of it is refused: nothing is offered to other ma
 
 import ipaddress
 import logging
-import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 
-from eagle import interrupts
+from eagle.commands.running import run
+from eagle.commands.webui import COMMAND
 
-EXAMPLES = Path("examples")
-CHAT_PAIR = (Path("build/chat_pair/target"), EXAMPLES / "chat_pair/eagle3_head")
-TINY_PAIR = (EXAMPLES / "tiny_pair/target", EXAMPLES / "tiny_pair/eagle3_head")
-TO_SEE = 26
-"""Nodes of the examples' trees. On a CPU no tree may pay for them, and the fastest then shows nothing."""
 OWN = "own"
 # What the reference calls templates; other names are FastChat's own. Models of the later families bring theirs along.
 TEMPLATES = {
@@ -33,76 +28,36 @@ TEMPLATES = {
     "llama-3-instruct": OWN,
     "qwen3": OWN,
 }
-LOCAL = "127.0.0.1"
-FAILURES = (ImportError, ValueError, TypeError, OSError, RuntimeError, NotImplementedError)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--base-model-path", "--base", metavar="TARGET", help="Folder or Hub id of the target.")
-@click.option("--ea-model-path", "--head", metavar="HEAD", help="Folder or Hub id of its draft head.")
-@click.option(
-    "--model-type",
-    default=OWN,
-    show_default=True,
-    help="How a conversation becomes text: own (the tokenizer's), vicuna, llama2, llama3 or another of FastChat's.",
-)
-@click.option(
-    "--total-token",
-    type=int,
-    help="Nodes of the draft tree, root included. Default: -1, which chooses before every step whatever is fastest "
-    "here; 26 for the examples, so that there are trees to see.",
-)
-@click.option(
-    "--max-new-token",
-    type=click.IntRange(min=1),
-    default=512,
-    show_default=True,
-    help="Most tokens of an answer; visitors may ask for fewer.",
-)
-@click.option("--load-in-8bit", is_flag=True, help="Quantise the target with bitsandbytes.")
-@click.option("--load-in-4bit", is_flag=True, help="Likewise.")
-@click.option("--no-eagle3", is_flag=True, help="Insist on an EAGLE-1/2 head.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Default: float32 on a CPU, elsewhere auto, as the weights are stored.",
-)
-@click.option("--port", type=click.IntRange(1, 65535), help="Default: the first free one from 7860 on.")
-@click.option(
-    "--host",
-    default=LOCAL,
-    show_default=True,
-    help="Address to listen at; another than this machine's own needs --auth.",
-)
-@click.option("--share", is_flag=True, help="Also open a public gradio.live address; needs --auth.")
-@click.option(
-    "--auth",
-    metavar="USER:PASSWORD",
-    envvar="EAGLE_WEBUI_AUTH",
-    show_envvar=True,
-    help="What visitors must enter.",
-)
-def command(**options: Any) -> int:
-    """Talk to a model with its draft head in a browser.
+def check(args: SimpleNamespace) -> None:
+    """Check the options before anything is loaded.
 
-    Without arguments it takes the chat pair of the examples where its target is installed, else the tiny pair. The
-    page is served to this machine alone.
+    Raises:
+        ValueError: naming the option.
     """
-    try:
-        auth = checked_auth(options["auth"], options["host"], share=options["share"])
-        named = (options["base_model_path"], options["ea_model_path"])
-        base, head = chosen_pair(*named)
-        if options["total_token"] is None:
-            options["total_token"] = TO_SEE if named == (None, None) else -1
-        if options["load_in_8bit"] and options["load_in_4bit"]:
-            raise ValueError("--load-in-8bit and --load-in-4bit exclude each other")
-    except ValueError as refusal:
-        raise click.UsageError(str(refusal)) from None
-    try:
-        page = load(base, head, options)
-        local, public = page.launch(options["host"], options["port"], share=options["share"], auth=auth)
-    except FAILURES as failure:
-        raise click.ClickException(str(failure)) from failure
+    from eagle.application.loading import paths_of
+    from eagle.model.configs import tree_config
+
+    checked_auth(args.auth, args.host, share=args.share)
+    paths_of(args)
+    tree_config(args.total_token, 7, 10, 1.0)
+    if args.load_in_8bit and args.load_in_4bit:
+        raise ValueError("--load-in-8bit and --load-in-4bit exclude each other")
+    if args.max_new_token < 1:
+        raise ValueError(f"--max-new-token {args.max_new_token} must be at least 1")
+    if args.port is not None and not 0 < args.port < 1 << 16:
+        raise ValueError(f"--port {args.port} must lie in 1..65535")
+
+
+def work(args: SimpleNamespace) -> int:
+    """Load the pair and serve its page until Ctrl-C."""
+    from eagle.application.loading import paths_of
+
+    base, head = paths_of(args)
+    auth = checked_auth(args.auth, args.host, share=args.share)
+    page = load(base, head, args)
+    local, public = page.launch(args.host, args.port, share=args.share, auth=auth)
     click.echo(f"{base} with {head}")
     click.echo(f"open {local} in a browser{'' if auth else ' on this machine'}; Ctrl-C ends it")
     if public:
@@ -140,24 +95,7 @@ def is_own(host: str) -> bool:
         return False  # a name may mean anything
 
 
-def chosen_pair(base: str | None, head: str | None) -> tuple[str, str]:
-    """Return the pair that is named, else one of the examples'.
-
-    Raises:
-        ValueError: one of two is named, or none and there are no examples here.
-    """
-    if base is not None and head is not None:
-        return base, head
-    if base is not None or head is not None:
-        missing = "--ea-model-path" if head is None else "--base-model-path"
-        raise ValueError(f"{missing} is missing: a target and its head go together")
-    for target, own in (CHAT_PAIR, TINY_PAIR):
-        if (target / "config.json").is_file() and own.is_dir():
-            return str(target), str(own)
-    raise ValueError("name a pair with --base-model-path and --ea-model-path: there are no examples here")
-
-
-def load(base: str, head: str, options: dict[str, Any]) -> Any:
+def load(base: str, head: str, args: SimpleNamespace) -> Any:
     """Load a pair and make its page.
 
     Raises:
@@ -175,25 +113,25 @@ def load(base: str, head: str, options: dict[str, Any]) -> Any:
     from eagle.model.ea_model import EaModel
 
     logging.getLogger(gradio.__name__).setLevel(logging.WARNING)
-    loading: dict[str, Any] = {name: True for name in ("load_in_8bit", "load_in_4bit") if options[name]}
+    loading: dict[str, Any] = {name: True for name in ("load_in_8bit", "load_in_4bit") if getattr(args, name)}
     if torch.accelerator.is_available():
         loading["device_map"] = "auto"
     model = EaModel.from_pretrained(
-        False if options["no_eagle3"] else None,
+        False if args.no_eagle3 else None,
         base,
         head,
-        total_token=options["total_token"],
-        dtype=options["dtype"] or ("auto" if torch.accelerator.is_available() else "float32"),
+        total_token=args.total_token,
+        dtype=args.dtype or ("auto" if torch.accelerator.is_available() else "float32"),
         **loading,
     ).eval()
-    asked = options["model_type"]
+    asked = args.model_type
     name = TEMPLATES.get(asked, asked)
     template = None if name == OWN else name
     chats = Session(model, template).template is not None
     if asked != OWN and not chats:
         raise ValueError(f"--model-type {asked} means the tokenizer's own chat template, and that of {base!r} has none")
     rounds = model.base_model.dtype != torch.float32
-    shown = PageOptions(base, head, chats, options["max_new_token"], rounds)
+    shown = PageOptions(base, head, chats, args.max_new_token, rounds)
     return Page(lambda: Session(model, template), shown)
 
 
@@ -208,19 +146,8 @@ def wait(page: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    if argv is None:
-        interrupts.expect()
-        return interrupts.run(lambda: _run(sys.argv[1:]))
-    return _run(argv)
-
-
-def _run(argv: Sequence[str]) -> int:
-    try:
-        return int(command.main(list(argv), prog_name="python -m eagle.application.webui", standalone_mode=False) or 0)
-    except click.ClickException as refusal:
-        refusal.show()
-        return refusal.exit_code
+    """Run the command and return its exit code."""
+    return run(COMMAND, argv)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from pages import PAIR, ScriptedSession, free_port, step
 
-from eagle.application import webui
+from eagle.application import loading, webui
 from eagle.application.page import Page, PageOptions
 from eagle.chat import FastChatTemplate
 
@@ -45,8 +45,8 @@ def launched(monkeypatch):
         (["--host", "::"], "--auth"),
         (["--share", "--auth", "me"], "USER:PASSWORD"),
         (["--auth", ":secret"], "USER:PASSWORD"),
-        (["--base-model-path", "x"], "--ea-model-path is missing"),
-        (["--ea-model-path", "x"], "--base-model-path is missing"),
+        (["--base-model-path", "x"], "--ea-model-path go together"),
+        (["--ea-model-path", "x"], "--ea-model-path go together"),
         (["--load-in-8bit", "--load-in-4bit"], "exclude each other"),
         (["--max-new-token", "0"], "--max-new-token"),
         (["--port", "70000"], "--port"),
@@ -82,18 +82,6 @@ def test_no_environment_shares_the_page_and_no_analytics_are_sent(monkeypatch):
     assert "fonts.googleapis.com" not in str(asked["theme"]._stylesheets)
 
 
-def test_without_arguments_it_is_the_chat_pair_where_it_is_installed_else_the_tiny_pair(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="no examples here"):
-        webui.chosen_pair(None, None)
-    for target, head in (webui.TINY_PAIR, webui.CHAT_PAIR):
-        head.mkdir(parents=True)
-        target.mkdir(parents=True)
-        (target / "config.json").write_text("{}")
-        assert webui.chosen_pair(None, None) == (str(target), str(head))
-    assert webui.chosen_pair("a", "b") == ("a", "b")
-
-
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -110,9 +98,23 @@ def test_a_pair_that_does_not_fit_is_refused_in_words(capsys, argv, words):
     assert words in said and "Traceback" not in said
 
 
-def test_the_examples_have_trees_to_see_and_named_pairs_what_is_fastest(launched):
+def test_without_arguments_it_is_the_chat_pair_where_it_is_installed_else_the_tiny_pair(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "eagle", SimpleNamespace(__file__=str(tmp_path / "site-packages/eagle/__init__.py")))
+    none = SimpleNamespace(base_model_path=None, ea_model_path=None)
+    with pytest.raises(ValueError, match="no pair is shipped"):
+        loading.paths_of(none)
+    for target, head in reversed(loading.PAIRS):
+        for folder in (target, head):
+            folder.mkdir(parents=True)
+            (folder / "config.json").write_text("{}")
+        assert loading.paths_of(none) == (str(target), str(head))
+    assert loading.paths_of(SimpleNamespace(base_model_path="a", ea_model_path="b")) == ("a", "b")
+
+
+def test_trees_are_what_is_fastest_unless_a_size_is_asked(launched):
     assert webui.main([]) == webui.main(NAMED) == webui.main([*NAMED, "--total-token", "8"]) == 0
-    assert [options["total_token"] for _, _, options in launched.loaded] == [webui.TO_SEE, -1, 8]
+    assert [args.total_token for _, _, args in launched.loaded] == [-1, -1, 8]
 
 
 def test_a_missing_gradio_is_named_with_what_to_install(monkeypatch, capsys):

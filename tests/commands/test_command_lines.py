@@ -156,7 +156,7 @@ def test_one_flag_takes_one_kind_of_value_wherever_it_is():
 def test_every_command_has_the_flags_that_all_share():
     for command in LINES:
         flags = {flag for option in command.params for flag in option.opts}
-        assert "--debug" in flags and ("--json" in flags or command.name == "chat"), command.name
+        assert "--debug" in flags and ("--json" in flags or command.name in ("chat", "webui")), command.name
         for name, short in (("--base-model-path", "--base"), ("--ea-model-path", "--head")):
             assert (name in flags) == (short in flags), (command.name, name)
 
