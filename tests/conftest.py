@@ -12,8 +12,9 @@ from accelerate.state import AcceleratorState, GradientState
 from architectures import edited_models
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True)
 def exact_arithmetic() -> None:
+    # Before every test: libraries change it for all (torchao does, when it quantises).
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("highest")
     if torch.cuda.is_available():

@@ -113,6 +113,8 @@ def settle(page, **values):
     """Set what stands under sampling and limits."""
     if not page.get_by_label("Stop strings").is_visible():
         page.get_by_text("Sampling and limits").click()
+    # What is typed before the page has filled its fields in would be lost.
+    sync_api.expect(page.get_by_label("number input for Most new tokens").first).to_have_value(re.compile(r"\d"))
     for name, value in values.items():
         page.get_by_label(name.replace("_", " ")).first.fill(str(value))
         page.get_by_label(name.replace("_", " ")).first.press("Tab")
