@@ -18,7 +18,7 @@ from eagle.model.step import StepOutcome
 # Rows of a batch that are learnt from.
 ROWS = 4
 # Plain steps until the first probe, and at most.
-FIRST_PROBE, LAST_PROBE = 16, 256
+FIRST_PROBE, LAST_PROBE = 32, 256
 # Steps on which drafting must promise less than plain decoding before it stops.
 PATIENCE = 3
 # Tokens in the cache after which the costs of a step are computed anew.
@@ -31,10 +31,12 @@ class Memory:
 
     Attributes:
         is_plain: whether the last generation ended without drafting.
+        interval: plain steps between its probes.
         late: seconds that recent steps took beyond their measured parts: with a tree, with the root alone.
     """
 
     is_plain: bool = False
+    interval: int = FIRST_PROBE
     late: tuple[deque[float], deque[float]] = field(default_factory=lambda: (deque(maxlen=15), deque(maxlen=15)))
 
 
@@ -56,7 +58,7 @@ class Chooser(ABC):
     def __init__(self, costs: Costs, memory: Memory, known: Mapping[int, Costs] | None = None) -> None:
         self.costs, self._past, self.known = costs, memory, known or {}
         self.is_plain = False
-        self._waited, self._interval = 0, FIRST_PROBE  # plain steps since the last probe, and until the next
+        self._waited = 0  # plain steps since the last probe
         self._doubts = PATIENCE - 1 if memory.is_plain else 0
         self._context, self._block = 1, -1
 
@@ -72,7 +74,7 @@ class Chooser(ABC):
             self._price()
         if self.is_plain:
             self._waited += 1
-            if self._waited < self._interval:
+            if self._waited < self._past.interval:
                 return None
             self._waited = 0
         return self._tree()
@@ -131,5 +133,7 @@ class Chooser(ABC):
         """Say how many tokens per second drafting promises; decide whether to go on with it."""
         loses = rate * self._plain_seconds() < 1
         self._doubts = self._doubts + 1 if loses else 0
-        self._interval = min(2 * self._interval, LAST_PROBE) if loses and self.is_plain else FIRST_PROBE
+        # Whoever was plain before this look waits twice as long for the next one.
+        was_plain = self.is_plain or self._past.is_plain
+        self._past.interval = min(2 * self._past.interval, LAST_PROBE) if loses and was_plain else FIRST_PROBE
         self.is_plain = self._past.is_plain = bool(loses and (self.is_plain or self._doubts >= PATIENCE))
