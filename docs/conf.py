@@ -30,7 +30,7 @@ project_copyright = author
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
-include_patterns = ["docs/**", "examples/*/README.md", "examples/benchmarks/chat_pair/*.md", "*.md"]
+include_patterns = ["docs/**", "examples/*/README.md", "examples/benchmarks/*/*.md", "*.md"]
 exclude_patterns = ["build", ".venv", "**/__pycache__", "docs/conf.py", "eagle", "tests"]
 nitpicky = True
 # Signatures name types that are documented elsewhere, which nobody looks up here, or on no page.
