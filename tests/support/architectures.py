@@ -64,11 +64,13 @@ def base_model(name: str) -> Any:
     return model
 
 
-MADE: dict[str, tuple[Any, int]] = {}
+MADE: dict[str, tuple[Any, Any]] = {}
 
 
-def _edits(model: Any) -> int:
-    return sum(parameter._version for parameter in model.parameters())
+def _edits(model: Any) -> Any:
+    """Return what changes when a parameter is written to, or gets other memory, as by `to`."""
+    parameters = list(model.parameters())
+    return sum(parameter._version for parameter in parameters), [parameter.data_ptr() for parameter in parameters]
 
 
 def edited_models() -> list[str]:
