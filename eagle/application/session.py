@@ -5,9 +5,10 @@ and all of the model's text in it is raw.
 """
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from eagle.chat import Message, Template, choose_template
 from eagle.data.samples import prompt_ids
 from eagle.model.cache_reuse import Prefix
+from eagle.model.call.output import StepStream
 from eagle.model.ea_model import EaModel
 from eagle.model.request_state import DecodeStep
 from eagle.model.stats import GenerationStats
@@ -97,13 +99,18 @@ class SessionStep:
 
     Attributes:
         pieces: text by token.
-        nodes: the tree that was verified; empty for the prompt's own step and plain decoding.
         finished: "eos", "length" or "criteria" (a stop string) where the answer has ended.
+        look: makes the nodes, once, when somebody asks for them: many answers are read and no tree of them seen.
     """
 
     pieces: tuple[Piece, ...]
-    nodes: tuple[TreeNode, ...]
     finished: str | None
+    look: Callable[[], tuple[TreeNode, ...]] = tuple
+
+    @cached_property
+    def nodes(self) -> tuple[TreeNode, ...]:
+        """The tree that was verified; empty for the prompt's own step and plain decoding."""
+        return self.look()
 
 
 class SessionAnswer(Generator[SessionStep, None, None]):
@@ -184,15 +191,7 @@ class Session:
             **sampling,
         )
         new: list[int] = []
-
-        def steps() -> Generator[SessionStep, None, None]:
-            text = TokenText(model.tokenizer)
-            with closing(stream):
-                for step in stream:
-                    new.extend(step.tokens[0])
-                    yield _session_step(step, text, model.tokenizer)
-
-        return SessionAnswer(stream.stats, steps(), new)
+        return SessionAnswer(stream.stats, _session_steps(stream, model.tokenizer, new), new)
 
 
 class TokenText:
@@ -216,20 +215,27 @@ class TokenText:
         return new
 
 
-def _session_step(step: DecodeStep, text: TokenText, tokenizer: PreTrainedTokenizerBase) -> SessionStep:
-    tokens, drafted = step.tokens[0], step.accepted[0]
-    pieces = tuple(Piece(text.add(token), place < drafted) for place, token in enumerate(tokens))
-    return SessionStep(pieces, _nodes(step, tokens, tokenizer), step.finished[0])
+def _session_steps(
+    stream: StepStream, tokenizer: PreTrainedTokenizerBase, new: list[int]
+) -> Generator[SessionStep, None, None]:
+    """Yield what the steps of a stream add, and add their tokens to `new`."""
+    text = TokenText(tokenizer)
+    with closing(stream):
+        for step in stream:
+            tokens, drafted = step.tokens[0], step.accepted[0]
+            new.extend(tokens)
+            pieces = tuple(Piece(text.add(token), place < drafted) for place, token in enumerate(tokens))
+            yield SessionStep(pieces, step.finished[0], partial(_nodes, step, tokenizer))
 
 
-def _nodes(step: DecodeStep, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[TreeNode, ...]:
+def _nodes(step: DecodeStep, tokenizer: PreTrainedTokenizerBase) -> tuple[TreeNode, ...]:
     """Return the tree as numbers and text; a node that the limit cut off (its parent is gone) is left out."""
     if step.tree is None or step.tree.size == 1:
         return ()
     tree = step.tree
     ids, parents, scores = (row_N[0].tolist() for row_N in (tree.tokens_BN, tree.parents_BN, tree.scores_BN))
     path, places = [0], {0: 0}
-    for token in tokens:
+    for token in step.tokens[0]:
         child = next((n for n in range(1, len(ids)) if parents[n] == path[-1] and ids[n] == token), None)
         if child is None:
             break

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from eagle import EaModel
+from eagle.application import session as session_module
 from eagle.application.session import Session, SessionSettings, TokenText
 
 PAIR = "examples/tiny_pair"
@@ -83,6 +84,14 @@ def test_the_path_of_a_step_goes_on_from_the_last_token_before_it(model):
             chain = [number for number, node in enumerate(step.nodes) if node.is_accepted]
             assert all(step.nodes[child].parent == parent for parent, child in pairwise(chain))
         last = answer.ids[-1]
+
+
+def test_a_tree_is_made_when_somebody_looks_at_it_and_once(model, monkeypatch):
+    made, make = [], session_module._nodes
+    monkeypatch.setattr(session_module, "_nodes", lambda *what: made.append(what) or make(*what))
+    steps = list(Session(model).complete(TEXT, SessionSettings(max_new_tokens=24)))
+    assert len(steps) > 3 and not made
+    assert steps[2].nodes is steps[2].nodes and len(made) == 1
 
 
 def test_text_that_ends_inside_a_character_waits_for_the_rest(model):

@@ -46,7 +46,7 @@ def step(
     words: Sequence[str], drafted: int, nodes: Sequence[TreeNode] = (), finished: str | None = None
 ) -> SessionStep:
     """Return a step that adds these words, the first few of them drafted."""
-    return SessionStep(tuple(Piece(word, n < drafted) for n, word in enumerate(words)), tuple(nodes), finished)
+    return SessionStep(tuple(Piece(word, n < drafted) for n, word in enumerate(words)), finished, lambda: tuple(nodes))
 
 
 class ScriptedSession:

@@ -54,9 +54,10 @@ class Chooser(ABC):
     """
 
     judge: Judge | None = None
+    memory: Memory
 
     def __init__(self, costs: Costs, memory: Memory, known: Mapping[int, Costs] | None = None) -> None:
-        self.costs, self._past, self.known = costs, memory, known or {}
+        self.costs, self.memory, self.known = costs, memory, known or {}
         self.is_plain = False
         self._waited = 0  # plain steps since the last probe
         self._doubts = PATIENCE - 1 if memory.is_plain else 0
@@ -74,7 +75,7 @@ class Chooser(ABC):
             self._price()
         if self.is_plain:
             self._waited += 1
-            if self._waited < self._past.interval:
+            if self._waited < self.memory.interval:
                 return None
             self._waited = 0
         return self._tree()
@@ -102,7 +103,7 @@ class Chooser(ABC):
     def took(self, seconds: float, outcome: StepOutcome) -> None:
         """Learn how long a step took."""
         parts = self._plain_part if outcome.shape is None else self._parts(outcome)
-        self._past.late[outcome.tree.size == 1].append(seconds - parts)
+        self.memory.late[outcome.tree.size == 1].append(seconds - parts)
 
     @abstractmethod
     def _parts(self, outcome: StepOutcome) -> float:
@@ -122,7 +123,7 @@ class Chooser(ABC):
 
     def _late(self, has_tree: bool = True) -> float:
         """Return the seconds of a step beyond its measured parts; until one is seen, what others took."""
-        late = self._past.late[not has_tree] or self._past.late[has_tree]
+        late = self.memory.late[not has_tree] or self.memory.late[has_tree]
         return max(0.0, statistics.median(late)) if late else 0.0
 
     def _plain_seconds(self) -> float:
@@ -134,6 +135,6 @@ class Chooser(ABC):
         loses = rate * self._plain_seconds() < 1
         self._doubts = self._doubts + 1 if loses else 0
         # Whoever was plain before this look waits twice as long for the next one.
-        was_plain = self.is_plain or self._past.is_plain
-        self._past.interval = min(2 * self._past.interval, LAST_PROBE) if loses and was_plain else FIRST_PROBE
-        self.is_plain = self._past.is_plain = bool(loses and (self.is_plain or self._doubts >= PATIENCE))
+        was_plain = self.is_plain or self.memory.is_plain
+        self.memory.interval = min(2 * self.memory.interval, LAST_PROBE) if loses and was_plain else FIRST_PROBE
+        self.is_plain = self.memory.is_plain = bool(loses and (self.is_plain or self._doubts >= PATIENCE))

@@ -26,8 +26,8 @@ from eagle.model.step import StepOutcome
 WIDTHS = (2, 4, 6, 10)
 # How much of the past a step leaves: in the rate that was reached, and in what drafting promises.
 REACHED, PROMISED = 0.98, 0.9
-# Tokens below an accepted node, before any of them is drafted: a level opens the way to those after it. As simulated on
-# recorded drafts of both shipped pairs; heads that are sure of little are served by more, others by less.
+# Tokens below an accepted node, before any of them is drafted: a level opens the way to those after it. A compromise:
+# heads that are sure of little, and right, are served by more, others by less.
 ONWARD = 1.5
 # Nodes over which the seconds of one more are averaged.
 NEAR = (2, 5)
@@ -66,11 +66,13 @@ class ConfidenceChooser(Chooser):
         costs, memory, known: see `Chooser`.
     """
 
+    memory: ConfidenceMemory
+
     def __init__(
         self, limit: TreeConfig, costs: Costs, memory: ConfidenceMemory, known: Mapping[int, Costs] | None = None
     ) -> None:
         super().__init__(costs, memory, known)
-        self.limit, self.memory, self.judge, self._shape = limit, memory, self, limit
+        self.limit, self.judge, self._shape = limit, self, limit
         self._widths = sorted({min(width, limit.top_k) for width in WIDTHS} | {limit.top_k})
         is_first, memory.width = memory.width == 0, memory.width or min(WIDTHS[1], limit.top_k)
         self._price()
@@ -132,7 +134,7 @@ class ConfidenceChooser(Chooser):
         expanded_D = np.bincount(depths_N[: len(children_N)][children_N > 0], minlength=1)
         needed = int(max(children_N.max(), expanded_D.max()))
         memory.needed.append(needed)
-        place_of = self._widths.index(memory.width) if memory.width in self._widths else len(self._widths) - 1
+        place_of = self._widths.index(memory.width)
         if needed >= memory.width:
             place_of = min(place_of + 1, len(self._widths) - 1)
         elif place_of and len(memory.needed) == CALM and max(memory.needed) < self._widths[place_of - 1]:

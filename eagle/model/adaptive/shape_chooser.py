@@ -54,11 +54,13 @@ class ShapeChooser(Chooser):
         costs, memory, known: see `Chooser`.
     """
 
+    memory: ShapeMemory
+
     def __init__(
         self, shapes: Shapes, costs: Costs, memory: ShapeMemory, known: Mapping[int, Costs] | None = None
     ) -> None:
         super().__init__(costs, memory, known)
-        self.shapes, self.memory = shapes, memory
+        self.shapes = shapes
         self._price()
         middle = np.abs(shapes.nodes - 16) + np.abs(shapes.depths - 4) + (shapes.limit.top_k - shapes.widths)
         self._current = int(middle.argmin()) if memory.gains is None else int(self._rates().argmax())
