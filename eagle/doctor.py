@@ -6,10 +6,8 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
-from safetensors import SafetensorError
-
 from eagle.commands.doctor import COMMAND
-from eagle.commands.running import run, trace
+from eagle.commands.running import is_expected, line_of, run, trace
 from eagle.model.checks.diagnosis import Check, Report, diagnose
 from eagle.model.checks.head_diagnosis import HeadReport
 from eagle.model.checks.openings import read_openings
@@ -42,10 +40,11 @@ def diagnosis(args: SimpleNamespace) -> tuple[Report, HeadReport | None]:
         paths = {"base_model_path": args.base_model_path, "ea_model_path": args.ea_model_path}
         model = EaModel.from_pretrained(**paths, capture_layers=args.capture_layers, **options)
         return model.self_check(), model.head_check(openings)
-    except (ImportError, ValueError, OSError, RuntimeError, AssertionError, SafetensorError) as refusal:
+    except Exception as refusal:
+        if not is_expected(refusal):
+            raise
         trace(args.command_line)
-        words = str(refusal).partition("\n")[0]  # transformers goes on with a list of all it knows
-        return Report(args.base_model_path, (Check("loading", False, words),), 0.0), None
+        return Report(args.base_model_path, (Check("loading", False, line_of(refusal)),), 0.0), None
 
 
 def work(args: SimpleNamespace) -> int:

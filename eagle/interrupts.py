@@ -76,10 +76,9 @@ def say_again(saved: str, again: str, *, own_process: bool) -> int:
     A process of its own hears of no further Ctrl-C while it ends; a program that called the command hears of them as
     before.
     """
-    former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+    if own_process:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
     sys.stderr.write(f"interrupted: {saved}; to go on: {again}\n")
-    if not own_process:
-        signal.signal(signal.SIGINT, former)
     return STATUS
 
 

@@ -1,14 +1,24 @@
 """Progress bars on standard error, unless somebody asked for quiet."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 HIDDEN = "EAGLE_NO_PROGRESS"  # in the environment, so that processes that are started hide theirs, too
 
 
-def hide() -> None:
-    """Show no progress bars from here on, those of transformers and the Hub included."""
-    os.environ[HIDDEN] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+@contextmanager
+def hidden() -> Iterator[None]:
+    """Show no progress bars meanwhile; nor do transformers and the Hub's client, if they are imported meanwhile."""
+    names = (HIDDEN, "HF_HUB_DISABLE_PROGRESS_BARS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ |= dict.fromkeys(names, "1")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def bar(*iterable: Any, always: bool = False, **options: Any) -> Any:

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         new = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
         answers.update(zip(rows, new, strict=True))
         stats = model.stats
-        tokens, seconds = tokens + stats.new_tokens, seconds + stats.new_tokens / stats.tokens_per_second
+        tokens, seconds = tokens + stats.new_tokens, seconds + stats.prefill_seconds + stats.decode_seconds
         print(f"{len(answers)} of {len(texts)}: τ {stats.acceptance_length:.2f}, {tokens / seconds:.0f} tokens/s")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     answered = [json.dumps({"text": text, "answer": answers[row]}) + "\n" for row, text in enumerate(texts)]

@@ -2,19 +2,18 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 
 from eagle import interrupts
 from eagle.application import terminal
 from eagle.application.loading import check_pair, load_session, paths_of, settings_of
-from eagle.application.session import Session, SessionAnswer, SessionSettings
+from eagle.application.session import Session, SessionAnswer, SessionSettings, SessionStep
 from eagle.application.transcript import Reply
 from eagle.commands.generate import COMMAND
 from eagle.commands.running import run
-from eagle.data.rows import Conversation, Document, parse_json
+from eagle.data.rows import Conversation, Document
+from eagle.data.sources import json_lines
 
 Prompt = Document | Conversation
 
@@ -47,19 +46,15 @@ def read_prompts(args: SimpleNamespace) -> list[Prompt]:
         if not text:
             raise ValueError("the prompt is empty")
         return [Document(text)]
-    prompts = list(_lines(args.prompts))
+    prompts: list[Prompt] = []
+    for raw in json_lines(args.prompts):
+        try:
+            prompts.append(raw.parsed())
+        except ValueError as broken:
+            raise ValueError(f"{raw.where}: {broken}") from broken
     if not prompts:
         raise ValueError(f"{args.prompts} holds no prompt")
     return prompts
-
-
-def _lines(path: Path) -> Iterator[Prompt]:
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if line.strip():
-            try:
-                yield parse_json(line)
-            except ValueError as broken:
-                raise ValueError(f"{path} line {number}: {broken}") from broken
 
 
 def start(session: Session, prompt: Prompt, asks: bool, settings: SessionSettings) -> SessionAnswer:
@@ -81,15 +76,19 @@ def start(session: Session, prompt: Prompt, asks: bool, settings: SessionSetting
     return session.complete(prompt.text, settings)
 
 
-def reply_of(answer: SessionAnswer, *, shows: bool) -> Reply:
-    """Take an answer to its end, or to a Ctrl-C."""
+def reply_of(answer: SessionAnswer, show: Callable[[SessionStep], None] = lambda step: None) -> Reply:
+    """Take an answer to its end, or to a Ctrl-C.
+
+    Args:
+        answer: the answer.
+        show: is handed every step as it comes.
+    """
     text, finished = "", "stopped"
     for step in terminal.taken(answer):
         text += "".join(piece.text for piece in step.pieces)
         finished = step.finished or finished
-        if shows:
-            terminal.write_pieces(step.pieces)
-    return Reply(text, list(answer.ids), finished, answer.stats.to_dict())
+        show(step)
+    return Reply(text, list(answer.ids), finished, answer.stats)
 
 
 def work(args: SimpleNamespace) -> int:
@@ -105,7 +104,7 @@ def work(args: SimpleNamespace) -> int:
                 terminal.write()
             if isinstance(prompt, Document) and not asks and sys.stdout.isatty():
                 terminal.write(terminal.safe(prompt.text), end="", dim=True)
-        answers.append(reply_of(answer, shows=not args.json))
+        answers.append(reply_of(answer) if args.json else reply_of(answer, terminal.write_step))
         if not args.json:
             terminal.write()
             if not args.quiet:
@@ -115,7 +114,7 @@ def work(args: SimpleNamespace) -> int:
             return interrupts.STATUS
     if args.json:
         base, head = paths_of(args)
-        document = {"base_model_path": base, "ea_model_path": head, "answers": [asdict(one) for one in answers]}
+        document = {"base_model_path": base, "ea_model_path": head, "answers": [one.to_dict() for one in answers]}
         sys.stdout.write(json.dumps(document) + "\n")
     return 0
 

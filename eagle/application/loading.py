@@ -71,7 +71,7 @@ def load_session(args: SimpleNamespace) -> Session:
     base, head = paths_of(args)
     options: dict[str, Any] = {"dtype": args.dtype}
     wanted = {
-        "device_map": args.device_map or ("auto" if torch.cuda.is_available() else None),
+        "device_map": args.device_map or ("auto" if torch.accelerator.is_available() else None),
         "attn_implementation": args.attn_implementation,
         "trust_remote_code": args.trust_remote_code or None,
     }

@@ -45,7 +45,7 @@ def _turn(visitor: Visitor, number: int) -> str:
 
 
 def _pieces(run: TurnRun, turn: int, looked: int | None) -> str:
-    if not any(step.nodes for step in run.steps):
+    if not any(step.drafted for step in run.steps):
         return "".join(_words(step) for step in run.steps)
     return "".join(
         f'<span class="step{" shown" if number == looked else ""}" data-turn="{turn}" data-step="{number}">'
@@ -180,7 +180,7 @@ def shown_step(visitor: Visitor) -> tuple[int, int] | None:
     if not visitor.turns:
         return None
     steps = drafted_steps(visitor.turns[-1])
-    newest = max((number for number, step in enumerate(steps) if step.nodes), default=0)
+    newest = max((number for number, step in enumerate(steps) if step.drafted), default=0)
     return (len(visitor.turns) - 1, newest) if steps else None
 
 

@@ -7,7 +7,7 @@ and all of the model's text in it is raw.
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -100,16 +100,18 @@ class SessionStep:
     Attributes:
         pieces: text by token.
         finished: "eos", "length" or "criteria" (a stop string) where the answer has ended.
+        drafted: nodes that were drafted and verified; 0 for the prompt's own step and plain decoding.
         look: makes the nodes, once, when somebody asks for them: many answers are read and no tree of them seen.
     """
 
     pieces: tuple[Piece, ...]
     finished: str | None
+    drafted: int = 0
     look: Callable[[], tuple[TreeNode, ...]] = tuple
 
     @cached_property
     def nodes(self) -> tuple[TreeNode, ...]:
-        """The tree that was verified; empty for the prompt's own step and plain decoding."""
+        """The tree that was verified; empty where nothing was drafted."""
         return self.look()
 
 
@@ -150,7 +152,7 @@ class Session:
         self._prefix = Prefix()
 
     def chat(self, messages: Sequence[Message], settings: SessionSettings) -> SessionAnswer:
-        """SessionAnswer the last message of a conversation; only what is new since the last call is run.
+        """Answer the last message of a conversation; only what is new since the last call is run.
 
         Raises:
             ValueError: the model has no chat template, or it refuses the messages; the prompt leaves no room.
@@ -201,18 +203,25 @@ class TokenText:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=True) if tokenizer.is_fast else None
         self._ids: list[int] = []
-        self._said = 0
+        self._said = ""
 
     def add(self, token: int) -> str:
         """Return the text that a token adds; nothing while a character is incomplete."""
-        if self._stream is not None:
-            return self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
         self._ids.append(token)
-        text = str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
-        if text.endswith("\N{REPLACEMENT CHARACTER}"):
-            return ""
-        new, self._said = text[self._said :], len(text)
+        if self._stream is not None:
+            new = self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+        else:
+            new = "" if self._text.endswith("\N{REPLACEMENT CHARACTER}") else self._text[len(self._said) :]
+        self._said += new
         return new
+
+    def rest(self) -> str:
+        """Return what is left to say at the end: a character that no further token completes."""
+        return self._text.removeprefix(self._said) if self._text.startswith(self._said) else ""
+
+    @property
+    def _text(self) -> str:
+        return str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
 
 
 def _session_steps(
@@ -224,8 +233,10 @@ def _session_steps(
         for step in stream:
             tokens, drafted = step.tokens[0], step.accepted[0]
             new.extend(tokens)
-            pieces = tuple(Piece(text.add(token), place < drafted) for place, token in enumerate(tokens))
-            yield SessionStep(pieces, step.finished[0], partial(_nodes, step, tokenizer))
+            pieces = [Piece(text.add(token), place < drafted) for place, token in enumerate(tokens)]
+            if step.finished[0] is not None:
+                pieces[-1] = replace(pieces[-1], text=pieces[-1].text + text.rest())
+            yield SessionStep(tuple(pieces), step.finished[0], step.drafted, partial(_nodes, step, tokenizer))
 
 
 def _nodes(step: DecodeStep, tokenizer: PreTrainedTokenizerBase) -> tuple[TreeNode, ...]:

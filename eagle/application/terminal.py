@@ -3,7 +3,6 @@
 Knows no conversation. What a model says may hold any character: none but line breaks and tabs steers the terminal.
 """
 
-import os
 import signal
 import sys
 import threading
@@ -11,25 +10,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from types import FrameType
-from typing import TextIO
 
 import click
 from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from eagle.application.session import Piece, SessionAnswer, SessionStep, TreeNode
+from eagle.application.session import SessionAnswer, SessionStep, TreeNode
+from eagle.commands.help import is_coloured
 from eagle.model.stats import GenerationStats
 
 CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
 CONTROLS |= dict.fromkeys(range(0x7F, 0xA0), "\N{REPLACEMENT CHARACTER}") | {0x7F: "␡"}
-
-
-def is_coloured(stream: TextIO) -> bool:
-    """Tell whether a stream takes colours: NO_COLOR, then FORCE_COLOR, then whether it is a terminal."""
-    if os.environ.get("NO_COLOR"):
-        return False
-    return bool(os.environ.get("FORCE_COLOR")) or stream.isatty()
 
 
 def safe(text: str) -> str:
@@ -48,12 +40,11 @@ def note(text: str) -> None:
     click.echo(click.style(text, dim=True), err=True, color=is_coloured(sys.stderr))
 
 
-def write_pieces(pieces: Sequence[Piece]) -> None:
+def write_step(step: SessionStep) -> None:
     """Write what a step added, drafted tokens in green."""
-    for is_drafted, run in groupby(pieces, key=lambda piece: piece.is_drafted):
+    for is_drafted, run in groupby(step.pieces, key=lambda piece: piece.is_drafted):
         if text := safe("".join(piece.text for piece in run)):
             write(text, end="", **({"fg": "green"} if is_drafted else {}))
-    sys.stdout.flush()
 
 
 def write_tree(nodes: Sequence[TreeNode]) -> None:

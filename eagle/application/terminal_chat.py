@@ -15,11 +15,13 @@ from types import SimpleNamespace
 import torch
 
 from eagle.application import terminal
+from eagle.application.generate import reply_of
 from eagle.application.loading import check_pair, load_session, paths_of, settings_of
-from eagle.application.session import Session, SessionAnswer, SessionSettings, TreeNode
-from eagle.application.transcript import Reply, Transcript
+from eagle.application.session import Session, SessionAnswer, SessionSettings, SessionStep, TreeNode
+from eagle.application.transcript import Transcript
 from eagle.commands.chat import COMMAND
 from eagle.commands.running import line_of, run
+from eagle.model.stats import GenerationStats
 
 HELP = {
     "/help": "this list",
@@ -50,14 +52,12 @@ class TerminalChat:
         settings: of the answers.
         transcript: what was said before.
 
-    Attributes:
-        nodes: the last step's tree; empty before the first step that drafted.
     """
 
     def __init__(self, session: Session, settings: SessionSettings, transcript: Transcript | None = None) -> None:
         self.session, self.settings = session, settings
         self.transcript = transcript or Transcript()
-        self.nodes: Sequence[TreeNode] = ()
+        self._drafted: SessionStep | None = None
         self._commands: dict[str, Callable[[str], None]] = {
             "/help": self._help,
             "/clear": self._clear,
@@ -71,6 +71,11 @@ class TerminalChat:
             "/load": self._load,
             "/exit": self._exit,
         }
+
+    @property
+    def nodes(self) -> Sequence[TreeNode]:
+        """The tree of the last step that drafted; empty before it."""
+        return self._drafted.nodes if self._drafted is not None else ()
 
     def talk(self, read: Callable[[], str]) -> None:
         """Take lines until somebody leaves.
@@ -121,15 +126,15 @@ class TerminalChat:
         return self.session.chat(self.transcript.messages, self.settings)
 
     def _show(self, answer: SessionAnswer) -> None:
-        text, finished = "", "stopped"
-        for step in terminal.taken(answer):
-            terminal.write_pieces(step.pieces)
-            text += "".join(piece.text for piece in step.pieces)
-            self.nodes, finished = step.nodes or self.nodes, step.finished or finished
-        ending = {"stopped": ", stopped", "length": ", cut at the limit"}.get(finished, "")
-        terminal.write("" if text.endswith("\n") else "\n", end="")
-        terminal.write(f"[{terminal.figures(answer.stats)}{ending}]", dim=True)
-        self.transcript.answer(Reply(text, list(answer.ids), finished, answer.stats.to_dict()))
+        def show(step: SessionStep) -> None:
+            terminal.write_step(step)
+            self._drafted = step if step.drafted else self._drafted
+
+        reply = reply_of(answer, show)
+        ending = {"stopped": ", stopped", "length": ", cut at the limit"}.get(reply.finished, "")
+        terminal.write("" if reply.text.endswith("\n") else "\n", end="")
+        terminal.write(f"[{terminal.figures(reply.stats)}{ending}]", dim=True)
+        self.transcript.answer(reply)
 
     def _help(self, rest: str) -> None:
         for line, about in HELP.items():
@@ -138,7 +143,7 @@ class TerminalChat:
         terminal.write("  Ctrl-C stops an answer; a backslash at the end of a line goes on in the next one.", dim=True)
 
     def _clear(self, rest: str) -> None:
-        self.transcript, self.nodes = Transcript(), ()
+        self.transcript, self._drafted = Transcript(), None
         self.session.free()
         terminal.write("a new conversation", dim=True)
 
@@ -183,16 +188,20 @@ class TerminalChat:
 
     def _stats(self, rest: str) -> None:
         answers = [answer.stats for answer in self.transcript.answers]
-        tokens, seconds = (
-            sum(stats[name] for stats in answers for name in names)
-            for names in (("new_tokens",), ("prefill_seconds", "decode_seconds"))
-        )
-        accepted = [count for stats in answers if stats["drafted"] for count in stats["accepted_per_step"]]
+        total = GenerationStats()
+        for stats in answers:
+            total.new_tokens += stats.new_tokens
+            total.prefill_seconds += stats.prefill_seconds
+            total.decode_seconds += stats.decode_seconds
+            if stats.drafted:
+                total.row_steps += stats.row_steps
+                total.accepted_per_step += stats.accepted_per_step
+        accepted = total.accepted_per_step
         noun = "answer" if len(answers) == 1 else "answers"
-        terminal.write(f"{len(answers)} {noun}, {tokens} tokens", end="")
-        terminal.write(f", {tokens / seconds:.1f} tokens/s" if seconds else "")
+        terminal.write(f"{len(answers)} {noun}, {total.new_tokens} tokens", end="")
+        terminal.write(f", {total.tokens_per_second:.1f} tokens/s" if answers else "")
         if accepted:
-            terminal.write(f"τ {1 + sum(accepted) / len(accepted):.2f} over {len(accepted)} steps; accepted a step:")
+            terminal.write(f"τ {total.acceptance_length:.2f} over {total.row_steps} steps; accepted a step:")
             for count in range(max(accepted) + 1):
                 share = accepted.count(count) / len(accepted)
                 terminal.write(f"  {count:>2} {'█' * round(40 * share)} {share:.0%}")
@@ -204,7 +213,7 @@ class TerminalChat:
 
     def _load(self, rest: str) -> None:
         path = _path_in(rest, "/load")
-        self.transcript, self.nodes = Transcript.load(path), ()
+        self.transcript, self._drafted = Transcript.load(path), None
         terminal.write(f"{len(self.transcript.messages)} messages of {path}", dim=True)
 
     def _exit(self, rest: str) -> None:

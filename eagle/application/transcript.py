@@ -8,6 +8,7 @@ from typing import Any
 from eagle.chat import Message
 from eagle.data.rows import Conversation, parse
 from eagle.files import write_text
+from eagle.model.stats import GenerationStats
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,17 @@ class Reply:
         text: without special tokens.
         ids: its tokens.
         finished: why it ended; "stopped" where somebody ended it.
-        stats: see `GenerationStats.to_dict`.
+        stats: what it took.
     """
 
     text: str
     ids: list[int]
     finished: str
-    stats: dict[str, Any]
+    stats: GenerationStats
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it, as JSON knows it."""
+        return vars(self) | {"stats": self.stats.to_dict()}
 
 
 @dataclass
@@ -75,7 +80,7 @@ class Transcript:
         """
         if not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-        answers = [vars(answer) for answer in self.answers]
+        answers = [answer.to_dict() for answer in self.answers]
         write_text(path, json.dumps({"messages": self.messages, "answers": answers}, indent=1) + "\n")
 
     @classmethod
@@ -91,9 +96,12 @@ class Transcript:
             if not isinstance(found, dict):
                 raise ValueError("no JSON object")
             if "answers" in found:
-                return cls([_message(one) for one in found["messages"]], [Reply(**one) for one in found["answers"]])
+                replies = [
+                    Reply(**one | {"stats": GenerationStats.from_dict(one["stats"])}) for one in found["answers"]
+                ]
+                return cls([_message(one) for one in found["messages"]], replies)
             row = parse(found)
-        except (ValueError, TypeError, LookupError) as broken:
+        except (ValueError, TypeError, LookupError, AttributeError) as broken:
             raise ValueError(f"{path} holds no conversation: {broken}") from broken
         if not isinstance(row, Conversation):
             raise ValueError(f"{path} holds a text, no conversation")

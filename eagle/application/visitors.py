@@ -248,7 +248,7 @@ class Visitor:
                     self.session.free()
         for turn in self.turns[:-KEPT_TREES]:
             for run in turn.runs.values():
-                run.steps = [replace(step, look=tuple) for step in run.steps]
+                run.steps = [replace(step, drafted=0, look=tuple) for step in run.steps]
 
     def _next(self) -> tuple[Exchange, bool] | None:
         with self._lock:

@@ -36,12 +36,10 @@ def check(args: SimpleNamespace) -> None:
     Raises:
         ValueError: naming the option.
     """
-    from eagle.application.loading import paths_of
-    from eagle.model.configs import tree_config
+    from eagle.application.loading import check_pair
 
     checked_auth(args.auth, args.host, share=args.share)
-    paths_of(args)
-    tree_config(args.total_token, 7, 10, 1.0)
+    check_pair(args)
     if args.load_in_8bit and args.load_in_4bit:
         raise ValueError("--load-in-8bit and --load-in-4bit exclude each other")
     if args.max_new_token < 1:

@@ -1,11 +1,12 @@
 """Help as text: what a command does, examples, and its options by section, as wide as the terminal up to a limit."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from rich.console import Console, Group, RenderableType
@@ -15,7 +16,14 @@ from rich.text import Text
 
 WIDEST, NAMES = 110, 34  # columns of the whole, and of the names of options
 HELP = click.Option(["--help"], is_flag=True, help="show this and leave")
-KINDS = {"integer": "N", "float": "X", "path": "PATH", "file": "PATH", "directory": "FOLDER", "choice": "NAME"}
+KINDS = {"integer": "N", "float": "X", "path": "PATH", "choice": "NAME"}
+
+
+def is_coloured(stream: TextIO) -> bool:
+    """Tell whether a stream takes colours: NO_COLOR, then FORCE_COLOR, then whether it is a terminal."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or stream.isatty()
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,9 @@ def help_of(ctx: click.Context, sections: Sequence[Section], examples: Sequence[
     pieces = [" ".join(command.collect_usage_pieces(ctx)[1:])]
     parts = [_usage(f"{ctx.command_path} [OPTIONS] {' '.join(pieces)}".rstrip()), _prose(command.help or "")]
     if examples:
-        parts.append(_section("Examples", [Text(f"  {line}", "dim") for line in examples]))
+        parts.append(
+            _section("Examples", [Text(f"  {line}", "dim", no_wrap=True, overflow="ignore") for line in examples])
+        )
     for section in sections:
         options = [*section.options, *([HELP] if section is sections[-1] else [])]
         parts.append(_section(section.title, [_rows([(_names(one), _about(one, ctx)) for one in options])]))
@@ -54,7 +64,10 @@ def help_of_all(ctx: click.Context, sections: Mapping[str, Sequence[click.Comman
 def _text(parts: list[RenderableType]) -> str:
     out = StringIO()
     width = min(Console().width, WIDEST)
-    console = Console(file=out, width=width, force_terminal=sys.stdout.isatty(), highlight=False, legacy_windows=False)
+    colours = is_coloured(sys.stdout)
+    console = Console(
+        file=out, width=width, force_terminal=colours, no_color=not colours, highlight=False, legacy_windows=False
+    )
     console.print(Group(*parts))
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n"))
 
@@ -82,7 +95,7 @@ def _rows(lines: list[tuple[Text, Text]], least: int = NAMES) -> RenderableType:
 
 def _names(option: click.Parameter) -> Text:
     text = Text(", ".join([*option.opts, *option.secondary_opts]), "bold cyan")
-    if not getattr(option, "is_flag", False) and not getattr(option, "count", False):
+    if not getattr(option, "is_flag", False):
         word = option.metavar or KINDS.get(option.type.name, "TEXT")
         text.append(f" {word}{' ...' if option.multiple else ''}", "green")
     return text

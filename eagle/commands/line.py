@@ -8,6 +8,7 @@ with `saved(args)` it says what an interrupted run has left.
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from difflib import get_close_matches
 from importlib import import_module
 from itertools import takewhile
@@ -20,6 +21,7 @@ from click.shell_completion import CompletionItem
 from eagle import interrupts, progress
 from eagle.commands.help import Section, help_of, help_of_all
 
+OWN_LOG = "eagle"
 WORDS, EMPTY = "eagle words", "eagle empty"  # of a context: all words of the line, and options that were given no value
 # What these say while they are loaded is nothing that anybody could act on.
 NOISY = ("torchao", "torch.utils._pytree")
@@ -115,8 +117,10 @@ class CommandLine(click.Command):
         args = self.namespace(ctx)
         is_quiet = getattr(args, "quiet", False)
         show_log(logging.WARNING if is_quiet else self.level)
-        if is_quiet:
-            progress.hide()
+        with progress.hidden() if is_quiet else nullcontext():
+            return self._work(args, ctx)
+
+    def _work(self, args: SimpleNamespace, ctx: click.Context) -> int:
         home = loaded(self.home)
         try:
             _checked(home, args, ctx)
@@ -189,7 +193,9 @@ def show_log(level: int) -> None:
     if not (logger.handlers or logging.getLogger().handlers):
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.set_name(OWN_LOG)
         logger.addHandler(handler)
+    if any(handler.get_name() == OWN_LOG for handler in logger.handlers):
         logger.setLevel(level)
 
 

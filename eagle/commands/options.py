@@ -41,9 +41,9 @@ def choice(name: str, choices: Sequence[str], help: str = "", default: str | Non
     return click.Option(name.split(), type=click.Choice(choices), default=default, help=help)
 
 
-def switch(name: str, help: str = "", **settings: Any) -> click.Option:
+def switch(name: str, help: str = "") -> click.Option:
     """Return an option that is on where it is given."""
-    return click.Option(name.split(), is_flag=True, default=False, help=help, **settings)
+    return click.Option(name.split(), is_flag=True, default=False, help=help)
 
 
 def file(name: str, help: str = "", default: Path | None = None, **settings: Any) -> click.Option:

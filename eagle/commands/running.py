@@ -12,10 +12,11 @@ from difflib import get_close_matches
 import click
 
 from eagle import interrupts
+from eagle.commands.help import is_coloured
 
 DEBUG = "EAGLE_DEBUG"
 # What users and their files do wrong; anything else is a fault of this package, and is said to be one.
-EXPECTED = (ValueError, OSError, ImportError, NotImplementedError, RuntimeError, AssertionError, click.ClickException)
+EXPECTED = (ValueError, OSError, ImportError, NotImplementedError, RuntimeError, AssertionError)
 
 
 def run(command: click.Command, argv: Sequence[str] | None = None) -> int:
@@ -64,8 +65,7 @@ def _run(command: click.Command, words: list[str], *, own_process: bool) -> int:
 def _say(path: str, line: str, words: Sequence[str]) -> None:
     """Write the line, behind the traceback where that was asked for."""
     trace(words)
-    colours = False if os.environ.get("NO_COLOR") else None
-    click.echo(f"{click.style(f'{path}: error:', fg='red')} {line}", err=True, color=colours)
+    click.echo(f"{click.style(f'{path}: error:', fg='red')} {line}", err=True, color=is_coloured(sys.stderr))
 
 
 def trace(words: Sequence[str]) -> None:
@@ -81,6 +81,11 @@ def _path(command: click.Command, words: Sequence[str]) -> str:
     return f"{title} {name}" if isinstance(command, click.Group) and name in command.commands else title
 
 
+def is_expected(error: Exception) -> bool:
+    """Tell whether an error is of a kind that users and their files bring about."""
+    return isinstance(error, EXPECTED) or type(error).__module__.startswith("safetensors")
+
+
 def line_of(error: Exception) -> str:
     """Return an error as one line."""
     if isinstance(error, click.NoSuchOption):
@@ -92,5 +97,4 @@ def line_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "") or type(error).__name__
-    is_expected = isinstance(error, EXPECTED) or type(error).__module__.startswith("safetensors")
-    return line if is_expected else f"{type(error).__name__}: {line} (a fault of eagle; --debug shows where)"
+    return line if is_expected(error) else f"{type(error).__name__}: {line} (a fault of eagle; --debug shows where)"

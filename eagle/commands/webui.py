@@ -50,5 +50,6 @@ COMMAND = CommandLine(
             ),
         ),
     ),
+    fixed={"depth": 7, "top_k": 10},
     examples=("eagle webui", "eagle webui --base-model-path BASE --ea-model-path HEAD --port 8000"),
 )

@@ -106,7 +106,7 @@ def read(source: str, *, by_paragraph: bool = False) -> Iterator[Raw]:
         return
     readers: dict[str, Callable[[Path], Iterator[Raw]]] = {
         ".json": _json,
-        ".jsonl": _lines,
+        ".jsonl": json_lines,
         ".parquet": _parquet,
         ".txt": _paragraphs if by_paragraph else _whole,
     }
@@ -124,7 +124,7 @@ def _json(path: Path) -> Iterator[Raw]:
     elif begins == b"{" and not _closed(first):
         yield from _object(path)
     else:
-        yield from _lines(path)
+        yield from json_lines(path)
 
 
 def _array(path: Path) -> Iterator[Raw]:
@@ -146,7 +146,7 @@ def _object(path: Path) -> Iterator[Raw]:
         json.loads(text)
     except (ValueError, RecursionError) as broken:
         if any(line.startswith(b"{") and _closed(line) for line in text.split(b"\n")):
-            yield from _lines(path)
+            yield from json_lines(path)
             return
         if isinstance(broken, json.JSONDecodeError):
             raise ValueError(
@@ -174,7 +174,8 @@ def _elements(text: bytes) -> list[bytes]:
     return found if depth == 0 and not text[begin:].strip() else []
 
 
-def _lines(path: Path) -> Iterator[Raw]:
+def json_lines(path: Path) -> Iterator[Raw]:
+    """Yield the lines of a file that hold something, each to be JSON."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():

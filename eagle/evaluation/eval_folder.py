@@ -50,8 +50,8 @@ def write_report(
     command: Sequence[str],
     scores: Sequence[SetScore],
     differences: Sequence[FoundDifference],
-) -> str:
-    """Write report.md, report.json, report.csv and pictures; return the report as text.
+) -> tuple[str, dict[str, Any]]:
+    """Write report.md, report.json, report.csv and pictures; return the report as text and as a document.
 
     Args:
         folder: where.
@@ -76,7 +76,7 @@ def write_report(
         *verdicts,
     ]
     write_text(folder / "report.md", markdown(pair, lines, scores, lossless, [one.name for one in pictures]))
-    document = {
+    document: dict[str, Any] = {
         "command": list(command),
         "provenance": about,
         "settings": settings,
@@ -84,9 +84,11 @@ def write_report(
         "results": [figures(score) for score in scores],
         "differences": [asdict(one) | {"is_near_tie": one.difference.is_near_tie} for one in differences],
     }
-    write_text(folder / "report.json", json.dumps(without_nan(document), indent=1, allow_nan=False) + "\n")
+    document = without_nan(document)
+    write_text(folder / "report.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
     write_text(folder / "report.csv", csv_text(scores))
-    return text(scores, [*lossless, *verdicts, f"written: {folder / 'report.md'}, with report.json and report.csv"])
+    where = f"written: {folder / 'report.md'}, with report.json and report.csv"
+    return text(scores, [*lossless, *verdicts, where]), document
 
 
 def _words(value: Any) -> str:

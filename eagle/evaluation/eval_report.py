@@ -18,7 +18,7 @@ HEADER = ("method", "speed-up", "tokens/s", "τ", "tokens/forward", "0-α 1-α �
 SHOWN_DIFFERENCES = 20
 LEGEND = f"""\
 EAGLE-1 is the static tree of an EAGLE-1/2 head, EAGLE-2 the dynamic tree of the same head; in brackets stand the
-nodes of the tree, or auto where a tree is chosen before every step. Intervals are of 95 %, by the bootstrap over
+nodes of the tree, or auto where a tree is chosen at every step. Intervals are of 95 %, by the bootstrap over
 questions, paired where methods are compared. A speed is the mean over questions of new tokens over seconds, prefill
 included. τ is 1 + accepted / drafts, as in the papers and in vLLM; tokens/forward is new tokens / verify forwards, as
 in SGLang and SpecForge, which counts the prefill's token too: plain decoding has a little more than 1. n-α is the share

@@ -165,7 +165,7 @@ def report(
     scores, found = score_all(records, seeded, args.max_new_token), differences(records)
     if not scores:
         raise ValueError("all questions are too long for the base's positions: lower --max-new-token")
-    written = write_report(
+    written, document = write_report(
         args.out,
         pair=f"{', '.join(args.ea_model_path or ())} on {args.base_model_path}"
         if args.base_model_path
@@ -178,7 +178,7 @@ def report(
     )
     sys.stdout.write(written)
     if args.json is not None:
-        give(args.json, json.loads((args.out / "report.json").read_text(encoding="utf-8")))
+        give(args.json, document)
     return int(args.dtype == "float32" and any(one.method in seeded for one in found))
 
 

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from eagle import progress
 from eagle.commands.processor import COMMAND, SHAPES
 from eagle.commands.running import run
+from eagle.evaluation.pairs import at_least
 from eagle.evaluation.report import aligned, check_json, write_json
 from eagle.model.support.measurements import processor_name
 from eagle.model.support.prepack import PackedLinear, packable
@@ -138,9 +139,7 @@ def check(args: SimpleNamespace) -> None:
     Raises:
         ValueError: rows or rounds are less than 1, or a shape is not two numbers.
     """
-    for name, values in (("--rows", args.rows), ("--rounds", [args.rounds])):
-        if min(values) < 1:
-            raise ValueError(f"{name}={min(values)} must be at least 1")
+    at_least(1, args, "rows", "rounds")
     if args.base_model_path is not None and args.shapes:
         raise ValueError("--shapes and --base-model-path name the same thing: pass one of them")
     for shape in args.shapes or ():

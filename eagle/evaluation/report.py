@@ -120,7 +120,9 @@ def split_table(rows: Sequence[Row]) -> str:
 def provenance() -> dict[str, Any]:
     """Return what a reader needs to repeat a measurement: versions, device, threads, commit."""
     folder = Path(eagle.__file__).parent
-    commit = subprocess.run(["git", "-C", folder, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    # With "-dirty" where files that git knows differ from it: then the commit is not what has run.
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude", "*"]
+    commit = subprocess.run(command, capture_output=True, text=True)
     return {
         "eagle": eagle.__version__,
         "commit": commit.stdout.strip() or None,

@@ -50,7 +50,7 @@ class EaModel(Facade, Saving, nn.Module):
         base_model: a loaded causal LM, or a PEFT wrapper of one; it is used as it is.
         base_model_name_or_path: where its tokenizer is.
         ea_model_path: folder or Hub id of the head, or its `config.json`.
-        total_token: nodes of the draft tree, root included; -1 chooses before every step, within `depth` and `top_k`,
+        total_token: nodes of the draft tree, root included; -1 chooses at every step, within `depth` and `top_k`,
             by what this machine and the acceptance so far promise; where no tree pays, it decodes plainly.
         depth: expansions of the tree after the first; more than its nodes can fill is clipped.
         top_k: children per expanded node, likewise.

@@ -92,6 +92,22 @@ class GenerationStats:
         found = asdict(self) | {name: getattr(self, name) for name in derived} | vllm
         return {name: None if value != value else value for name, value in found.items()}  # JSON knows no NaN
 
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> "GenerationStats":
+        """Return what `to_dict` has told, also after JSON; what follows from the counts is worked out anew.
+
+        Raises:
+            ValueError: a count is missing or of another kind.
+        """
+        counts, empty = {}, asdict(cls())
+        for name, default in empty.items():
+            kind = int | float if isinstance(default, float) else type(default)
+            if not isinstance(found.get(name), kind):
+                raise ValueError(f"{name} of the stats is missing, or no {type(default).__name__}")
+            counts[name] = found[name]
+        rows = {int(row): accepted for row, accepted in counts["accepted_per_row"].items()}  # JSON knows no other keys
+        return cls(**counts | {"accepted_per_row": rows})
+
     def record_tokens(self, count: int) -> None:
         """Add what the prefill or a step emitted."""
         self.new_tokens += count

@@ -90,7 +90,7 @@ def test_a_tree_is_made_when_somebody_looks_at_it_and_once(model, monkeypatch):
     made, make = [], session_module._nodes
     monkeypatch.setattr(session_module, "_nodes", lambda *what: made.append(what) or make(*what))
     steps = list(Session(model).complete(TEXT, SessionSettings(max_new_tokens=24)))
-    assert len(steps) > 3 and not made
+    assert len(steps) > 3 and not made and steps[2].drafted > 0 == steps[0].drafted
     assert steps[2].nodes is steps[2].nodes and len(made) == 1
 
 
@@ -99,6 +99,15 @@ def test_text_that_ends_inside_a_character_waits_for_the_rest(model):
     text = TokenText(model.tokenizer)
     pieces = [text.add(token) for token in ids]
     assert "".join(pieces).endswith("é日本🎉x") and not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+
+
+def test_a_character_that_a_limit_cuts_in_two_is_said_as_the_tokenizer_has_it(model):
+    ids = model.tokenizer("é漢")["input_ids"]
+    text = TokenText(model.tokenizer)
+    said = "".join(text.add(token) for token in ids[:-1])
+    assert said + text.rest() == model.tokenizer.decode(ids[:-1], skip_special_tokens=True) and text.rest()
+    text.add(ids[-1])
+    assert text.rest() == ""
 
 
 def test_stop_strings_end_an_answer(model):

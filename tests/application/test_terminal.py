@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from eagle.application import terminal
-from eagle.application.session import Piece, TreeNode
+from eagle.application.session import Piece, SessionStep, TreeNode
 
 
 def test_control_characters_are_shown_not_obeyed():
@@ -23,7 +23,8 @@ def test_drafted_tokens_are_green_where_colours_are_taken(variables, coloured, m
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    terminal.write_pieces([Piece("a", True), Piece("b", True), Piece("", False), Piece("c", False)])
+    pieces = (Piece("a", True), Piece("b", True), Piece("", False), Piece("c", False))
+    terminal.write_step(SessionStep(pieces, None))
     green = "\x1b[32mab\x1b[0mc"
     assert capsys.readouterr().out == (green if coloured else "abc")
 

@@ -63,14 +63,14 @@ def test_answers_are_those_of_generate_turn_by_turn_with_and_without_the_head(ch
     for line in ("Hello", "/eagle off", "And then?", "/eagle on", "//why"):
         chat.take(line)
     assert_generate_says_the_same(model, chat.transcript)
-    assert [bool(answer.stats["drafted"]) for answer in chat.transcript.answers] == [True, False, True]
+    assert [bool(answer.stats.drafted) for answer in chat.transcript.answers] == [True, False, True]
     assert chat.transcript.messages[-2]["content"] == "/why"
     out = capsys.readouterr().out
     assert all(answer.text in out for answer in chat.transcript.answers) and out.count(" tokens/s, cut at") == 3
 
 
 def test_a_ctrl_c_keeps_what_was_said_and_the_next_answer_knows_it(chat, model, monkeypatch, capsys):
-    inner, steps = terminal.write_pieces, []
+    inner, steps = terminal.write_step, []
 
     def interrupted(pieces):
         inner(pieces)
@@ -78,7 +78,7 @@ def test_a_ctrl_c_keeps_what_was_said_and_the_next_answer_knows_it(chat, model, 
         if len(steps) == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(terminal, "write_pieces", interrupted)
+    monkeypatch.setattr(terminal, "write_step", interrupted)
     chat.take("Hello")
     (answer,) = chat.transcript.answers
     assert answer.finished == "stopped" and 3 <= len(answer.ids) < NEW and len(steps) == 3
@@ -115,7 +115,7 @@ def test_the_tree_is_the_last_step_s_and_figures_are_those_of_the_answers(chat, 
     stats = chat.transcript.answers[0].stats
     said = capsys.readouterr().out
     assert f"1 answer, {NEW} tokens" in said
-    assert f"τ {stats['acceptance_length']:.2f} over {stats['steps']} steps" in said
+    assert f"τ {stats.acceptance_length:.2f} over {stats.steps} steps" in said
 
 
 def test_a_conversation_goes_on_in_another_one(chat, model, tmp_path, capsys):

@@ -5,10 +5,11 @@ import json
 import pytest
 
 from eagle.application.transcript import Reply, Transcript
+from eagle.model.stats import GenerationStats
 
 
 def reply(text, *ids):
-    return Reply(text, list(ids), "eos", {"new_tokens": len(ids)})
+    return Reply(text, list(ids), "eos", GenerationStats(new_tokens=len(ids), accepted_per_row={0: [1]}))
 
 
 def talk(*turns):
@@ -42,7 +43,12 @@ def test_conversations_of_others_are_loaded_and_answers_that_were_made_elsewhere
     assert transcript.undo() == "a"
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"text": "a"}', '{"messages": 3}', '{"messages": [], "answers": [{}]}'])
+NO_STATS = '{"messages": [], "answers": [{"text": "", "ids": [], "finished": "eos", "stats": {"new_tokens": 3}}]}'
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"text": "a"}', '{"messages": 3}', '{"messages": [], "answers": [{}]}', NO_STATS]
+)
 def test_a_file_without_a_conversation_is_refused_by_name(tmp_path, content):
     (tmp_path / "talk.json").write_text(content)
     with pytest.raises(ValueError, match=r"talk\.json holds"):

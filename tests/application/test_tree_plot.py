@@ -84,7 +84,7 @@ def test_a_mask_has_a_row_and_a_column_a_node_with_their_words():
 
 def test_tokens_stand_in_order_drafted_ones_in_another_colour():
     axis = figures.Figure().subplots()
-    draw_tokens(axis, SessionStep((Piece("a", True), Piece(" b", True), Piece("c", False)), None, lambda: NODES))
+    draw_tokens(axis, SessionStep((Piece("a", True), Piece(" b", True), Piece("c", False)), None))
     assert [text.get_text() for text in axis.texts] == ["a", "·b", "c"]
     assert [colour(text) for text in axis.texts] == [ACCEPTED, ACCEPTED, BONUS]
     assert sorted(text.get_position() for text in axis.texts) == [text.get_position() for text in axis.texts]

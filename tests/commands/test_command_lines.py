@@ -249,9 +249,10 @@ def test_quiet_hides_bars(monkeypatch):
         monkeypatch.setenv(name, "")
     with progress.bar(total=1, always=True) as shown:
         assert not shown.disable
-    progress.hide()
-    with progress.bar(total=1, always=True) as hidden:
+    with progress.hidden(), progress.bar(total=1, always=True) as hidden:
         assert hidden.disable
+    with progress.bar(total=1, always=True) as shown:
+        assert not shown.disable
 
 
 # --- completion

@@ -28,9 +28,8 @@ def _stopping(original: Callable[..., argparse.Namespace]) -> Callable[..., argp
     return parse_args
 
 
-def _stopped(self: click.Command, ctx: click.Context) -> None:
-    if not isinstance(self, click.Group):  # a group goes on to its command
-        raise Parsed(argparse.Namespace(**ctx.params))
+def _stopped(self: CommandLine, ctx: click.Context) -> None:
+    raise Parsed(self.namespace(ctx))
 
 
 def arguments(main: Callable[[list[str]], Any], argv: Sequence[str]) -> Any:
@@ -42,8 +41,7 @@ def arguments(main: Callable[[list[str]], Any], argv: Sequence[str]) -> Any:
     with contextlib.ExitStack() as stack:
         stop = _stopping(argparse.ArgumentParser.parse_args)
         stack.enter_context(mock.patch.object(argparse.ArgumentParser, "parse_args", stop))
-        for kind in (CommandLine, click.Command):
-            stack.enter_context(mock.patch.object(kind, "invoke", _stopped))
+        stack.enter_context(mock.patch.object(CommandLine, "invoke", _stopped))
         try:
             status = main(list(argv))
         except Parsed as parsed:

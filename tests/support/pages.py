@@ -46,7 +46,8 @@ def step(
     words: Sequence[str], drafted: int, nodes: Sequence[TreeNode] = (), finished: str | None = None
 ) -> SessionStep:
     """Return a step that adds these words, the first few of them drafted."""
-    return SessionStep(tuple(Piece(word, n < drafted) for n, word in enumerate(words)), finished, lambda: tuple(nodes))
+    pieces = tuple(Piece(word, n < drafted) for n, word in enumerate(words))
+    return SessionStep(pieces, finished, max(0, len(nodes) - 1), lambda: tuple(nodes))
 
 
 class ScriptedSession:
@@ -73,7 +74,7 @@ class ScriptedSession:
                     stats.record_tokens(len(one.pieces))
                     if number:
                         accepted = sum(piece.is_drafted for piece in one.pieces)
-                        stats.record_step(max(0, len(one.nodes) - 1), {0: accepted}, 0.01)
+                        stats.record_step(one.drafted, {0: accepted}, 0.01)
                     self.taken += 1
                     yield one
             finally:
